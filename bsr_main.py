@@ -1,0 +1,188 @@
+"""Distil a student from a frozen teacher without its training data (BSR).
+
+    python bsr_main.py --dataset cifar10 --teacher resnet34 --student resnet18
+
+Only flags and the order of things are here; the method is in datafree/, an epoch of it in
+datafree/distill.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import models
+from datafree.datasets import SPECS
+from datafree.dlw import MODES as DLW_MODES
+from datafree.errors import UserError
+from datafree.flags import (
+    Parser,
+    add_data_flags,
+    add_device_flags,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    one_of,
+    positive_float,
+    positive_int,
+    run,
+)
+
+METHODS = ("bsr", "fast_meta")
+PEERS = ("fast", "cmi", "deepinv", "dafl", "zskt", "dfad", "dfq")  # compared with; not here yet
+# Flags that only some of the peers read, listed so that published commands parse.
+PEER_FLAGS = ("act", "balance", "cr", "cr_T", "cmi_init")
+
+
+def method_name(text: str) -> str:
+    if text in PEERS:
+        raise argparse.ArgumentTypeError(f"method {text} is not implemented yet; use {' or '.join(METHODS)}")
+    return one_of("method", METHODS)(text)
+
+
+def build_parser() -> Parser:
+    parser = Parser("Distil a student from a frozen teacher without its training data (BSR).")
+
+    group = parser.add_argument_group("networks")
+    arch = one_of("network", models.NAMES)
+    group.add_argument("--teacher", type=arch, default="resnet34", help=f"one of {', '.join(models.NAMES)}")
+    group.add_argument("--teacher_ckpt", help="its checkpoint; a state dict, bare or under `state_dict` "
+                       "(default: checkpoints/pretrained/{dataset}_{teacher}.pth)")
+    group.add_argument("--student", type=arch, default="resnet18", help="as --teacher")
+    group.add_argument("--pretrained", action="store_true",
+                       help="start the student from torchvision's ImageNet weights (*_imagenet only)")
+    group.add_argument("--test_teacher", action="store_true",
+                       help="report the teacher's accuracy before starting")
+
+    group = parser.add_argument_group("data (test images only; training images are never opened)")
+    add_data_flags(group, tuple(SPECS), "cifar10")
+
+    group = parser.add_argument_group("method")
+    group.add_argument("--method", type=method_name, default="bsr",
+                       help="bsr, or fast_meta: the same with DLW, BLG and IHO off")
+    group.add_argument("--dlw", action=argparse.BooleanOptionalAction, default=None,
+                       help="dynamic pseudo-supervised loss weight")
+    group.add_argument("--blg", action=argparse.BooleanOptionalAction, default=None,
+                       help="biased label generator")
+    group.add_argument("--iho", action=argparse.BooleanOptionalAction, default=None,
+                       help="intra-class homogeneity operator")
+    group.add_argument("--dlw_mode", type=one_of("DLW mode", DLW_MODES), default="dynamic",
+                       help=f"how DLW sets the weight: {', '.join(DLW_MODES)}")
+    group.add_argument("--oh_min", type=positive_float, default=0.5,
+                       help="the weight in the warm-up, from which DLW starts")
+    group.add_argument("--oh_max", type=positive_float, default=1.0,
+                       help="where con_max, line and curve end")
+    group.add_argument("--oh_step", type=non_negative_float, default=0.1, help="what the weight grows by")
+    group.add_argument("--oh_memory_size", type=positive_int, default=8,
+                       help="losses among which the newest must be the lowest for the weight to grow")
+
+    group = parser.add_argument_group("synthesis")
+    group.add_argument("--synthesis_batch_size", type=positive_int,
+                       help="images a synthesis makes (default: --batch_size)")
+    group.add_argument("--g_steps", type=positive_int, default=10, help="generator steps a synthesis")
+    group.add_argument("--lr_g", type=positive_float, default=2e-3, help="learning rate of the generator")
+    group.add_argument("--lr_z", type=positive_float, default=0.01, help="learning rate of latent codes")
+    group.add_argument("--adv", type=non_negative_float, default=1.33, help="weight of the adversarial loss")
+    group.add_argument("--bn", type=non_negative_float, default=10.0,
+                       help="weight of the distance to the teacher's BatchNorm statistics")
+    group.add_argument("--oh", type=non_negative_float, default=0.5,
+                       help="weight of the pseudo-supervised loss where DLW is off")
+    group.add_argument("--bn_mmt", type=fraction, default=0.9, help="momentum of the batch's statistics")
+    group.add_argument("--is_maml", type=int, choices=(0, 1), default=1,
+                       help="meta gradient: 1 FOMAML, 0 Reptile")
+    group.add_argument("--reset_l0", type=int, choices=(0, 1), default=1,
+                       help="draw the generator's first layers anew 120 calls after the warm-up")
+    group.add_argument("--reset_bn", type=int, choices=(0, 1), default=0,
+                       help="draw all its BatchNorm layers anew then")
+
+    group = parser.add_argument_group("distillation")
+    group.add_argument("--epochs", type=non_negative_int, default=420,
+                       help="epochs, the warm-up included; 0 distils nothing")
+    group.add_argument("--warmup", type=non_negative_int, default=20,
+                       help="first epochs, which only fill the repository")
+    group.add_argument("--kd_steps", type=positive_int, default=400, help="student steps after a synthesis")
+    group.add_argument("--ep_steps", type=positive_int, default=400,
+                       help="student steps an epoch; ep_steps // kd_steps syntheses are made")
+    group.add_argument("--batch_size", type=positive_int, default=256, help="images a student step")
+    group.add_argument("--lr", type=positive_float, default=0.2, help="learning rate of the student (SGD)")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="its momentum")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
+                       help="its weight decay")
+    group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
+    group.add_argument("--fp16", action="store_true", help="half precision in the student's steps")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+
+    group = parser.add_argument_group("the run")
+    group.add_argument("--save_dir", help="the run folder "
+                       "(default: run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag})")
+    group.add_argument("--log_tag", default="", help="a word of yours in the run folder's name")
+    group.add_argument("--resume", nargs="?", const="", metavar="CHECKPOINT",
+                       help="continue the run of --save_dir, or from this checkpoint")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
+    group.add_argument("--start_epoch", type=non_negative_int, default=0,
+                       help="first epoch to run, without a checkpoint")
+    group.add_argument("--evaluate_only", action="store_true",
+                       help="score the student of --resume or --save_dir and stop")
+    group.add_argument("--export_repository", action="store_true",
+                       help="write the samples as PNGs in class folders at the end")
+    group.add_argument("-p", "--print_freq", type=non_negative_int, default=0,
+                       help="also report the loss every so many student steps; 0: once an epoch")
+    add_device_flags(group)
+
+    group = parser.add_argument_group("other methods (no effect on bsr and fast_meta)")
+    group.add_argument("--act", type=non_negative_float, default=0.0, help="weight of the activation loss")
+    group.add_argument("--balance", type=non_negative_float, default=0.0, help="weight of class balance")
+    group.add_argument("--cr", type=non_negative_float, default=0.8, help="weight of the contrastive loss")
+    group.add_argument("--cr_T", type=positive_float, default=0.2, help="temperature of the same")
+    group.add_argument("--cmi_init", help="folder of samples to start from")
+    return parser
+
+
+def resolve(args: argparse.Namespace) -> list[str]:
+    """Fill in what depends on other flags; returns warnings.
+
+    Raises:
+        UserError: numbers that cannot be meant.
+    """
+    for component in ("dlw", "blg", "iho"):
+        if getattr(args, component) is None:
+            setattr(args, component, args.method == "bsr")
+    args.synthesis_batch_size = args.synthesis_batch_size or args.batch_size
+    if args.epochs and args.warmup > args.epochs:
+        raise UserError(f"--warmup {args.warmup} is beyond --epochs {args.epochs}: lower it")
+    if args.oh_memory_size < 2:
+        raise UserError("--oh_memory_size 1 leaves nothing to compare the newest loss with: use 2 or more")
+    if args.kd_steps > args.ep_steps:
+        raise UserError(f"--kd_steps {args.kd_steps} is more than --ep_steps {args.ep_steps}: raise the latter")
+    if args.batch_size < 2 or args.synthesis_batch_size < 2:
+        raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
+    if args.start_epoch and args.start_epoch >= args.epochs:
+        raise UserError(f"--start_epoch {args.start_epoch} leaves none of {args.epochs} epochs to run")
+    if args.resume is not None and args.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: choose one")
+    if args.save_dir is None:
+        tag = f"-{args.log_tag}" if args.log_tag else ""
+        name = f"{args.method}-{args.dataset}-{args.teacher}-{args.student}-seed{args.seed}{tag}"
+        args.save_dir = f"run/{name}"
+    ignored = [f"--{name}" for name in PEER_FLAGS if name in args.given]
+    return [f"--method {args.method} ignores {', '.join(ignored)}"] if ignored else []
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    warnings = resolve(args)
+    # Only now, so that --help and mistakes in flags answer at once.
+    from datafree.session import Session
+
+    session = Session(args)
+    for warning in warnings:
+        session.say(f"warning: {warning}", "yellow")
+    if args.test_teacher:
+        session.test_teacher()
+    if args.evaluate_only:
+        session.evaluate_student()
+    elif args.epochs:
+        session.distill()
+
+
+if __name__ == "__main__":
+    run(main, "bsr_main.py")

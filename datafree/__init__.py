@@ -1,0 +1,1 @@
+"""Data-free knowledge distillation with a balanced sample repository (BSR)."""

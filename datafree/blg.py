@@ -1,0 +1,44 @@
+"""BLG: the biased label generator, which evens out how many samples each class has."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def label_probabilities(counts: Tensor) -> Tensor:
+    """The probability of asking for each class next (BSR, section on BLG): a roulette wheel on
+    which a class holds as many slots as it lacks samples against the fullest class.
+
+    Args:
+        counts: samples of each class in the repository, (C,), any integer dtype.
+
+    Returns:
+        float64 (C,) that sums to 1; uniform where all counts are equal.
+    """
+    shortage = (counts.max() - counts).double()
+    if not shortage.any():
+        shortage = torch.ones_like(shortage)
+    return shortage / shortage.sum()
+
+
+class BiasedLabelGenerator:
+    """Draws the labels of the next synthesis. Uniform until `update` is first called."""
+
+    def __init__(self, num_classes: int):
+        self.counts = torch.zeros(num_classes, dtype=torch.long)
+
+    def update(self, counts: Tensor) -> None:
+        """Take note of the samples per class, (C,), as IHO has left them."""
+        self.counts = counts.cpu()
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """`batch_size` labels in 0 .. C-1, int64 (batch_size,), on the generator's device."""
+        probabilities = label_probabilities(self.counts).to(generator.device)
+        return torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
+
+    def state_dict(self) -> dict:
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.counts = state["counts"].cpu()

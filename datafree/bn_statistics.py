@@ -1,0 +1,92 @@
+"""The teacher's BatchNorm statistics: what is left in a trained network of its training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class BNStatistics:
+    """Distance between the statistics of a batch and those stored in a network's BatchNorm2d layers
+    (DeepInversion, Yin et al., CVPR 2020, equation 4; momentum: Fast-Meta, Fang et al., AAAI 2022).
+
+    The batch is measured only inside `capture()`, so that the network costs nothing extra elsewhere.
+
+    Args:
+        network: in eval mode whenever it is measured.
+        momentum: m in [0, 1). With m > 0, from the second call of `update_averages` on the batch's mean
+            and variance are mixed as `(1 - m) * value + m * average` before they are compared.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float = 0.0):
+        self.layers = [
+            layer
+            for layer in network.modules()
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+        ]
+        self.momentum = momentum
+        self._batch: dict[int, tuple[Tensor, Tensor]] = {}
+        self._average: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Measure the forward passes of the network inside the block."""
+        handles = [
+            layer.register_forward_pre_hook(self._measure(index))
+            for index, layer in enumerate(self.layers)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _measure(self, index: int):
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+            self._batch[index] = mean, variance
+
+        return hook
+
+    def distance(self) -> Tensor:
+        """Sum over the layers of `||running_var - var||_2 + ||running_mean - mean||_2` of the last
+        forward pass captured; a scalar with a gradient."""
+        m = self.momentum
+        terms = []
+        for index, layer in enumerate(self.layers):
+            mean, variance = self._batch[index]
+            if index in self._average:
+                mean_average, variance_average = self._average[index]
+                mean = (1 - m) * mean + m * mean_average
+                variance = (1 - m) * variance + m * variance_average
+            terms.append(torch.linalg.vector_norm(layer.running_var - variance))
+            terms.append(torch.linalg.vector_norm(layer.running_mean - mean))
+        if not terms:
+            return torch.zeros(())
+        return torch.stack(terms).sum()
+
+    def update_averages(self) -> None:
+        """Take the last batch captured into the running averages (the first one as it is), and let go
+        of it and its graph. To be called at the end of a synthesis."""
+        m = self.momentum
+        if m > 0:
+            for index, (mean, variance) in self._batch.items():
+                mean, variance = mean.detach(), variance.detach()
+                if index in self._average:
+                    mean_average, variance_average = self._average[index]
+                    mean = m * mean_average + (1 - m) * mean
+                    variance = m * variance_average + (1 - m) * variance
+                self._average[index] = mean, variance
+        self._batch = {}
+
+    def state_dict(self) -> dict:
+        return {"average": self._average}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._average = {
+            index: tuple(value.to(self.layers[index].running_mean) for value in pair)
+            for index, pair in state["average"].items()
+        }

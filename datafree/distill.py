@@ -1,0 +1,250 @@
+"""The training loop of data-free distillation: an epoch in the order of the paper's algorithm."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from datafree import losses
+from datafree.augment import Augment
+from datafree.balance import count_entropy, count_variation
+from datafree.blg import BiasedLabelGenerator
+from datafree.dlw import DynamicLossWeight
+from datafree.errors import UserError
+from datafree.evaluate import Evaluation
+from datafree.iho import HomogeneityOperator
+from datafree.repository import SampleRepository, to_float
+from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
+
+LAST_UNPRUNED = 5  # IHO rests in this many last epochs
+FINAL_LR = 2e-4  # where the cosine schedule ends
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The flags of the same names."""
+
+    epochs: int
+    warmup: int
+    kd_steps: int
+    ep_steps: int
+    batch_size: int
+    synthesis_batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    temperature: float
+    oh: float  # alpha where DLW is off
+    dlw: bool
+    blg: bool
+    iho: bool
+    dlw_mode: str
+    oh_min: float
+    oh_max: float
+    oh_step: float
+    oh_memory_size: int
+    fp16: bool = False
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of synthesis, pruning and distillation in an epoch."""
+        return max(1, self.ep_steps // self.kd_steps)
+
+
+class Distiller:
+    """Teacher, student, synthesizer and repository, and what an epoch does with them.
+
+    Args:
+        teacher: frozen, in eval mode, on the device of `rng`.
+        student: what is trained.
+        synthesizer: makes the samples.
+        repository: holds them; empty, or as a checkpoint left it.
+        augment: maps images in [0, 1] and `rng` to what the networks see.
+        settings: see `DistillSettings`.
+        rng: source of everything random.
+        evaluate: scores the student on test images.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer,
+        repository: SampleRepository, augment: Augment, settings: DistillSettings,
+        rng: torch.Generator, evaluate: Callable[[nn.Module], Evaluation],
+    ):
+        s = settings
+        self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
+        self.repository, self.augment, self.settings = repository, augment, settings
+        self.rng, self.evaluate = rng, evaluate
+        self.dlw = DynamicLossWeight(
+            s.oh_min, s.oh_max, s.oh_step, s.oh_memory_size, s.warmup, s.epochs, s.dlw_mode
+        )
+        self.blg = BiasedLabelGenerator(repository.num_classes)
+        self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_batch_size)
+        self.optimizer = torch.optim.SGD(
+            student.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, max(1, s.epochs - s.warmup), eta_min=FINAL_LR
+        )
+        self.scaler = torch.amp.GradScaler(rng.device.type, enabled=s.fp16)
+        self.evaluation: Evaluation | None = None
+        self._seconds: dict[str, float] = {}
+
+    def run_epoch(self, epoch: int, on_step: OnStep = ignore_step) -> dict:
+        """Epoch `epoch`, counted from 0; returns its line of `metrics.jsonl`.
+
+        Raises:
+            UserError: a loss is no longer finite.
+        """
+        s, rng = self.settings, self.rng
+        warming_up = epoch < s.warmup
+        kd_loss, spread, added, removed = math.nan, None, 0, 0
+        lr = self.optimizer.param_groups[0]["lr"]
+        self._seconds = {}
+
+        # 1. DLW sets the weight of the pseudo-supervised loss.
+        alpha = self.dlw.update(epoch) if s.dlw else s.oh
+
+        for _ in range(s.rounds):
+            # 2. Synthesis adds one batch to the repository.
+            with self._phase("synthesis"):
+                targets = self.blg.draw(s.synthesis_batch_size, rng)
+                new = self.synthesizer.synthesize(targets, alpha, on_step)
+                self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g or --bn")
+                self.repository.add(new.images, new.labels, new.features, new.margins)
+                self.dlw.record(new.losses["adv"], new.losses["bn"])
+                added += len(new.labels)
+            if warming_up:
+                continue
+
+            # 3. IHO prunes the repository.
+            with self._phase("iho"):
+                labels = self.repository.labels
+                spread = self.iho.measure(self.repository.features, labels)
+                if s.iho and epoch < s.epochs - LAST_UNPRUNED:
+                    pruned = self.iho.select(spread, labels)
+                    self.repository.remove(pruned)
+                    removed += len(pruned)
+
+            # 4. BLG sets the odds of the labels of the next synthesis.
+            if s.blg:
+                self.blg.update(self.repository.counts())
+
+            # 5. KD trains the student on the repository.
+            with self._phase("kd"):
+                kd_loss = self._distill(on_step)
+                self._require_finite(kd_loss, epoch, "distillation", "--lr")
+
+        # 6. Evaluate; step the schedule.
+        with self._phase("evaluation"):
+            if self.evaluation is None or not warming_up:  # the warm-up leaves the student as it was
+                self.evaluation = self.evaluate(self.student)
+        if not warming_up:
+            self.scheduler.step()
+
+        counts = self.repository.counts()
+        return {
+            "epoch": epoch,
+            "lr": lr,
+            "alpha": alpha,
+            **{f"loss_{name}": value for name, value in new.losses.items()},
+            "loss_kd": _finite(kd_loss),
+            "test_top1": self.evaluation.top1,
+            "test_top5": self.evaluation.top5,
+            "test_loss": self.evaluation.loss,
+            "repository": len(self.repository),
+            "added": added,
+            "removed": removed,
+            "counts": counts.tolist(),
+            "count_variation": _finite(count_variation(counts)),
+            "count_entropy": _finite(count_entropy(counts)),
+            "lof_relative_iqr": _finite(spread.relative_iqr) if spread else None,
+            "lof_outside_share": _finite(spread.outside_share) if spread else None,
+            "margin": self.repository.margins.mean().item(),
+            "seconds": dict(self._seconds),
+        }
+
+    def _distill(self, on_step: OnStep) -> float:
+        """`kd_steps` steps of knowledge distillation; returns the mean loss."""
+        s = self.settings
+        self.student.train()
+        total = torch.zeros((), device=self.rng.device)
+        for images in self.repository.batches(s.batch_size, s.kd_steps, self.rng):
+            loss = self.kd_step(self.augment(to_float(images), self.rng))
+            total += loss
+            on_step("kd", loss)
+        return total.item() / s.kd_steps
+
+    def kd_step(self, inputs: Tensor) -> Tensor:
+        """One step on a batch (N, 3, H, W) as the networks see it; returns the loss, detached."""
+        s = self.settings
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(inputs.device.type, torch.float16, enabled=s.fp16):
+            with torch.no_grad():
+                teacher_logits = self.teacher(inputs)
+            student_logits = self.student(inputs)
+        if s.fp16:
+            student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
+        loss = losses.kldiv(student_logits, teacher_logits, s.temperature)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds that the block takes, the device's work included, to those of a phase."""
+        start = time.perf_counter()
+        yield
+        if self.rng.device.type == "cuda":
+            torch.cuda.synchronize(self.rng.device)
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @staticmethod
+    def _require_finite(loss: float, epoch: int, phase: str, flags: str) -> None:
+        if not math.isfinite(loss):
+            raise UserError(f"the {phase} loss is {loss} in epoch {epoch}: try a lower {flags}")
+
+    def skip_to(self, epoch: int) -> None:
+        """Advance the schedule as if the epochs before `epoch` had been run (`--start_epoch`)."""
+        for _ in range(self.settings.warmup, epoch):
+            self.optimizer.step()
+            self.scheduler.step()
+
+    def state_dict(self) -> dict:
+        """All that the next epoch depends on."""
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "synthesizer": self.synthesizer.state_dict(),
+            "repository": self.repository.state_dict(),
+            "dlw": self.dlw.state_dict(),
+            "blg": self.blg.state_dict(),
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.synthesizer.load_state_dict(state["synthesizer"])
+        self.repository.load_state_dict(state["repository"])
+        self.dlw.load_state_dict(state["dlw"])
+        self.blg.load_state_dict(state["blg"])
+        self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
+        self.rng.set_state(state["rng"])
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,180 @@
+"""From flags to the things they name: device, data facts, networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import models
+from datafree import checkpoint, data
+from datafree.augment import Augment, Normalize
+from datafree.datasets import NORMALIZATIONS, SPECS
+from datafree.errors import UserError, did_you_mean
+
+PRETRAINED = Path("checkpoints/pretrained")
+
+
+def choose_device(device: str | None, gpu: int | None) -> torch.device:
+    """`--device` if given, else GPU number `--gpu` if given, else a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    name = device or (f"cuda:{gpu}" if gpu is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {name}: use cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"no device {name}: {torch.cuda.device_count()} GPUs are visible; try --device cpu")
+    return chosen
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What must be known of the data to distil: nothing of it is an image."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def normalize(self) -> Normalize:
+        return Normalize(self.mean, self.std)
+
+    @property
+    def augment(self) -> Augment:
+        return Augment(self.normalize, self.flip)
+
+    def describe(self, arch: str, network: nn.Module) -> dict[str, Any]:
+        """A checkpoint that says how it is to be used."""
+        return {
+            "state_dict": {key: value.detach().cpu() for key, value in network.state_dict().items()},
+            "arch": arch,
+            "dataset": self.dataset,
+            "classes": list(self.classes),
+            "img_size": self.img_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def data_facts(
+    dataset: str, data_root: str, split: str, mean: str | None, std: str | None, img_size: int | None,
+    flip: bool | None, recorded: Mapping[str, Any] | None = None,
+) -> DataFacts:
+    """Classes, image size and normalisation: from the flags, else from what the teacher's checkpoint
+    records (as those of this project do), else the dataset's own.
+
+    Raises:
+        UserError: data that should tell are absent, or a value makes no sense.
+    """
+    spec = SPECS[dataset]
+    recorded = recorded or {}
+    if dataset in ("imagenette2", "imagenet100", "folder"):
+        folder = data.find_split(dataset, split, Path(data_root))
+        classes = tuple(data.image_classes(folder))
+        img_size = img_size or recorded.get("img_size") or spec.img_size or data.probe_img_size(folder)
+    else:
+        classes = tuple(str(label) for label in range(spec.num_classes or 0))
+        if img_size not in (None, spec.img_size):
+            raise UserError(f"{dataset} has images of {spec.img_size} pixels: leave out --img_size")
+        img_size = spec.img_size
+    if img_size % 4 or img_size < 8:
+        raise UserError(f"--img_size {img_size} is not a multiple of 4 of at least 8")
+    own_mean, own_std = NORMALIZATIONS[spec.normalization]
+    if mean in NORMALIZATIONS and std is None:
+        std = mean
+    chosen_mean = _channels("--mean", mean, 0) or tuple(recorded.get("mean") or own_mean)
+    chosen_std = _channels("--std", std, 1) or tuple(recorded.get("std") or own_std)
+    if min(chosen_std) <= 0:
+        raise UserError(f"--std {std} has a value that is not above 0")
+    return DataFacts(
+        dataset, classes, img_size, chosen_mean, chosen_std, spec.flip if flip is None else flip
+    )
+
+
+def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:
+    """Three numbers from `"0.5,0.5,0.5"` or a dataset's name."""
+    if text is None:
+        return None
+    if text in NORMALIZATIONS:
+        return NORMALIZATIONS[text][index]
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        hint = did_you_mean(text, NORMALIZATIONS) or f" (names: {' '.join(NORMALIZATIONS)})"
+        raise UserError(f"{flag} {text} is neither three numbers nor a known name{hint}") from None
+    if len(values) != 3 or not all(abs(value) < 1e6 for value in values):
+        raise UserError(f"{flag} needs three finite numbers separated by commas, not {text}")
+    return values
+
+
+def create_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """A fresh network of `models` in channels-last layout, in which convolutions are fastest.
+
+    Raises:
+        UserError: `pretrained` weights do not exist or cannot be fetched.
+    """
+    try:
+        network = models.create(name, num_classes, pretrained)
+    except (ValueError, OSError) as error:
+        raise UserError(f"--pretrained: {error}") from error
+    return network.to(memory_format=torch.channels_last)
+
+
+def read_teacher(dataset: str, arch: str, path: str | None) -> tuple[Path, dict[str, Any]]:
+    """Where the teacher's checkpoint lies, and its content: at `path`, by default where
+    `train_scratch.py` puts it.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    file = Path(path) if path else PRETRAINED / f"{dataset}_{arch}.pth"
+    if path is None and not file.is_file():
+        raise UserError(
+            f"no teacher at {file}: name one with --teacher_ckpt, or train it with "
+            f"`python train_scratch.py --model {arch} --dataset {dataset}`"
+        )
+    return file, checkpoint.read(file)
+
+
+def recorded_facts(content: Any) -> dict[str, Any]:
+    """Image size and normalisation recorded in a checkpoint by `DataFacts.describe`, if any; whatever is
+    not of the right kind is left out."""
+    if not isinstance(content, Mapping):
+        return {}
+    facts: dict[str, Any] = {}
+    if isinstance(content.get("img_size"), int):
+        facts["img_size"] = content["img_size"]
+    for name in ("mean", "std"):
+        values = content.get(name)
+        if isinstance(values, list) and len(values) == 3 and all(isinstance(v, float) for v in values):
+            facts[name] = tuple(values)
+    return facts
+
+
+def load_teacher(arch: str, num_classes: int, file: Path, content: Any, device: torch.device) -> nn.Module:
+    """The teacher, frozen and in eval mode, on the device.
+
+    Raises:
+        UserError: the checkpoint is of another network.
+    """
+    teacher = create_network(arch, num_classes)
+    state = checkpoint.state_dict_of(content, file)
+    checkpoint.load_network(teacher, state, file, f"{arch} with {num_classes} classes")
+    return teacher.to(device).eval().requires_grad_(False)

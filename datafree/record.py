@@ -1,0 +1,177 @@
+"""The run folder: everything that a run leaves behind.
+
+`config.json` (every flag resolved, versions, git commit, device), `metrics.jsonl` (a line an epoch),
+`log.txt`, `checkpoint.pth` (to resume), `student.pth` (to use), `summary.json` (final figures),
+`images/` (contact sheets of samples by class), and `repository/` when it was exported.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from einops import rearrange
+from PIL import Image, ImageDraw
+from termcolor import colored
+from torch import Tensor
+from tqdm import tqdm
+
+from datafree import checkpoint
+from datafree.errors import UserError
+from datafree.repository import SampleRepository
+
+FILES = (
+    "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "student.pth", "summary.json",
+    "images", "repository",
+)
+SHEET_CLASSES = 20  # rows of a contact sheet at most
+SHEET_SAMPLES = 16  # images in a row at most
+
+
+def refuse_existing(folder: Path, resume: bool, overwrite: bool) -> None:
+    """See that a run may be written to `folder`; touches nothing.
+
+    Raises:
+        UserError: it holds a run and neither `resume` nor `overwrite` is asked for, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --save_dir")
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and not resume and not overwrite:
+        raise UserError(
+            f"{folder} already holds a run ({found[0]}): continue it with --resume, replace it with "
+            "--overwrite, or choose another --save_dir"
+        )
+
+
+class RunFolder:
+    """Writes a run's files.
+
+    Args:
+        path: the folder; made with its parents.
+        overwrite: remove the files of an earlier run (only those named in `FILES`).
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for name in FILES if overwrite else ():
+                target = path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            self._log = open(path / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 (lives as long)
+        except OSError as error:
+            raise UserError(f"cannot write to {path} ({error.strerror}): choose another --save_dir") from error
+
+    def log(self, text: str, color: str | None = None) -> None:
+        """A line on the console and in `log.txt`."""
+        tqdm.write(colored(text, color) if color else text, file=sys.stdout)
+        sys.stdout.flush()
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        temporary = self.path / (name + ".tmp")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate_metrics(self, epoch: int) -> None:
+        """Forget the lines of `epoch` and later ones, which a resumed run writes anew."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        checkpoint.save(state, self.path / "checkpoint.pth")
+
+    def save_student(self, content: dict[str, Any]) -> None:
+        checkpoint.save(content, self.path / "student.pth")
+
+    def save_samples(self, name: str, repository: SampleRepository, classes: Sequence[str]) -> Path:
+        """A contact sheet of the newest samples of each class at `images/{name}`."""
+        path = self.path / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        contact_sheet(repository, classes).save(path)
+        return path
+
+    def export_repository(self, repository: SampleRepository, classes: Sequence[str]) -> Path:
+        """Every sample as `repository/{class}/{number}.png`, numbered in the order stored."""
+        folder = self.path / "repository"
+        shutil.rmtree(folder, ignore_errors=True)
+        labels = repository.labels.cpu()
+        for label, name in enumerate(classes):
+            (folder / safe_name(name)).mkdir(parents=True, exist_ok=True)
+            for index in (labels == label).nonzero().squeeze(1).tolist():
+                image = repository.images(torch.tensor([index], device=repository.device))[0]
+                to_pil(image).save(folder / safe_name(name) / f"{index:06d}.png")
+        return folder
+
+
+def safe_name(name: str) -> str:
+    """A class name as a folder name."""
+    return "".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(". ") or "_"
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """uint8 (3, H, W) as a PIL image."""
+    return Image.fromarray(np.ascontiguousarray(rearrange(image.cpu(), "c h w -> h w c").numpy()))
+
+
+def contact_sheet(repository: SampleRepository, classes: Sequence[str]) -> Image.Image:
+    """The newest samples of each class, a class a row with its name at the left."""
+    rows = min(len(classes), SHEET_CLASSES)
+    _, height, width = repository.images(torch.arange(0, device=repository.device)).shape[1:]
+    zoom = max(1, 64 // height)
+    cell_h, cell_w, gap, margin = height * zoom, width * zoom, 2, 96
+    sheet = Image.new(
+        "RGB", (margin + SHEET_SAMPLES * (cell_w + gap), rows * (cell_h + gap) + gap), "white"
+    )
+    draw = ImageDraw.Draw(sheet)
+    labels = repository.labels
+    for row in range(rows):
+        top = gap + row * (cell_h + gap)
+        draw.text((6, top + cell_h // 2 - 6), classes[row][:14], fill="black")
+        newest = (labels == row).nonzero().squeeze(1).flip(0)[:SHEET_SAMPLES]
+        for column, image in enumerate(repository.images(newest)):
+            cell = to_pil(image).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+            sheet.paste(cell, (margin + column * (cell_w + gap), top))
+    return sheet
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, git commit and hardware, for `config.json`."""
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=5, check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    cuda = device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+        "git_commit": commit,
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if cuda else platform.processor(),
+        "threads": torch.get_num_threads(),
+    }

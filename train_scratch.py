@@ -1,0 +1,68 @@
+"""Train a classifier on real data: a teacher for bsr_main.py, or a student as a yardstick.
+
+    python train_scratch.py --model resnet34 --dataset cifar10 --batch-size 64 --lr 0.1
+
+Writes checkpoints/pretrained/{dataset}_{model}.pth, where bsr_main.py looks for its teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models
+from datafree.datasets import SPECS
+from datafree.errors import UserError
+from datafree.flags import (
+    Parser,
+    add_data_flags,
+    add_device_flags,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    one_of,
+    positive_float,
+    positive_int,
+    run,
+)
+
+
+def build_parser() -> Parser:
+    parser = Parser("Train a classifier on real data: a teacher, or a student as a yardstick.")
+    group = parser.add_argument_group("network and data")
+    group.add_argument("--model", type=one_of("network", models.NAMES), default="wrn40_2",
+                       help=f"one of {', '.join(models.NAMES)}")
+    group.add_argument("--pretrained", action="store_true",
+                       help="start from torchvision's ImageNet weights (*_imagenet only)")
+    add_data_flags(group, tuple(SPECS), "cifar10")
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
+    group.add_argument("--batch_size", type=positive_int, default=128, help="images a step")
+    group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
+                       help="weight decay")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+    group = parser.add_argument_group("the run")
+    group.add_argument("--output", help="the checkpoint to write "
+                       "(default: checkpoints/pretrained/{dataset}_{model}.pth)")
+    group.add_argument("--overwrite", action="store_true", help="replace it if it is there")
+    add_device_flags(group)
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    if args.batch_size < 2:
+        raise UserError("--batch_size 1 gives BatchNorm nothing to take statistics of: use 2 or more")
+    output = Path(args.output or f"checkpoints/pretrained/{args.dataset}_{args.model}.pth")
+    if output.exists() and not args.overwrite:
+        raise UserError(f"{output} is there already: replace it with --overwrite, or name another --output")
+
+    # Only now, so that --help and mistakes in flags answer at once.
+    from datafree.scratch import train
+
+    train(args, output)
+
+
+if __name__ == "__main__":
+    run(main, "train_scratch.py")
