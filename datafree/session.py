@@ -91,7 +91,8 @@ class Session:
     def _build_distiller(self) -> Distiller:
         a, size = self.args, self.facts.img_size
         rng = torch.Generator(self.device).manual_seed(a.seed)
-        generator = Generator(nz=256, ngf=64, img_size=size).to(self.device)
+        generator = Generator(nz=256, ngf=64, img_size=size)
+        generator = generator.to(self.device, memory_format=torch.channels_last)
         synthesizer = FastMetaSynthesizer(
             self.teacher, self.student, generator, self.facts.augment,
             FastMetaSettings(
@@ -208,10 +209,9 @@ class Progress:
     """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal."""
 
     def __init__(self, settings: DistillSettings, epoch: int, print_freq: int, say: Any):
-        synthesis_steps = 0  # unknown to the bar: it counts student steps and warm-up epochs
         s = settings
-        first_kd = max(epoch, s.warmup)
-        total = max(0, s.warmup - epoch) + (s.epochs - first_kd) * s.rounds * s.kd_steps + synthesis_steps
+        warmup_epochs = max(0, s.warmup - epoch)  # a step of the bar each
+        total = warmup_epochs + (s.epochs - epoch - warmup_epochs) * s.rounds * s.kd_steps
         self.settings, self.print_freq, self.say = s, print_freq, say
         self.kd_steps = 0
         self.bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)

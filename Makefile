@@ -1,0 +1,35 @@
+# make demo   install, train a teacher on digits, distil a student from it (SEED=0)
+# make test   install, run the tests
+# make lint   install, check style
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+SEED ?= 0
+DEMO := run/demo-seed$(SEED)
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test lint
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -c constraints.txt $(PIP_FLAGS)
+	@touch $@
+
+demo: $(INSTALLED)
+	$(PY) train_scratch.py --dataset digits --model wrn16_1 --epochs 12 --batch-size 64 --lr 0.1 --wd 5e-4 \
+	    --seed $(SEED) --output $(DEMO)/teacher.pth --overwrite
+	$(PY) bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt $(DEMO)/teacher.pth --student wrn16_1 \
+	    --batch_size 64 --epochs 40 --warmup 5 --kd_steps 30 --ep_steps 30 --g_steps 5 --test_teacher \
+	    --seed $(SEED) --save_dir $(DEMO)/student --overwrite
+
+test: $(INSTALLED)
+	$(PY) -m pytest -q tests
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .

@@ -1,0 +1,25 @@
+"""Two threads and the project's root on the path, for every test."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+def run_script(name: str, *args: object, cwd: Path, timeout: float = 300, **environment: str):
+    """A script of the project as a user runs it; the finished process with its output as text."""
+    command = [sys.executable, str(ROOT / name), *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -1,0 +1,378 @@
+"""DLW, BLG, IHO, the repository, augmentation, statistics and balance: one behaviour a test."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import LocalOutlierFactor
+from torch import nn
+from torch.nn import functional as F
+
+from datafree import losses
+from datafree.augment import Augment, Normalize
+from datafree.balance import count_entropy, count_variation
+from datafree.blg import BiasedLabelGenerator, label_probabilities
+from datafree.bn_statistics import BNStatistics
+from datafree.dlw import DynamicLossWeight
+from datafree.iho import HomogeneityOperator, local_outlier_factors
+from datafree.penultimate import PenultimateFeatures
+from datafree.repository import SampleRepository, to_uint8
+
+PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+# DLW
+
+
+def alphas(mode, losses_by_epoch=(), **settings):
+    settings = {"minimum": 0.5, "maximum": 2.0, "step": 0.1, "memory_size": 3, "warmup": 1,
+                "epochs": 5, **settings}
+    dlw = DynamicLossWeight(mode=mode, **settings)
+    values = []
+    for epoch in range(settings["epochs"]):
+        values.append(dlw.update(epoch))
+        dlw.record(*(losses_by_epoch[epoch] if losses_by_epoch else (0.0, 0.0)))
+    return values
+
+
+def test_dlw_grows_only_when_both_losses_are_new_minima():
+    both, one_only = (1.0, 1.0), (0.5, 2.0)
+    assert alphas("dynamic", [(3, 3), (2, 2), one_only, both, both]) == pytest.approx(
+        [0.5, 0.5, 0.6, 0.6, 0.6]
+    )
+
+
+def test_dlw_compares_strictly():
+    assert alphas("dynamic", [(1.0, 1.0)] * 5) == [0.5] * 5
+
+
+def test_dlw_forgets_losses_that_left_its_window():
+    low_then_high = [(0, 0), (9, 9), (9, 9), (5, 5), (5, 5)]
+    assert alphas("dynamic", low_then_high)[-1] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("con_min", [0.5] * 5),
+        ("con_max", [0.5, 2.0, 2.0, 2.0, 2.0]),
+        ("line", [0.5, 0.5, 1.0, 1.5, 2.0]),
+        ("curve", [0.5, 0.5, 0.5 * 4 ** (1 / 3), 0.5 * 4 ** (2 / 3), 2.0]),
+    ],
+)
+def test_dlw_ablation_modes(mode, expected):
+    assert alphas(mode) == pytest.approx(expected)
+
+
+def test_dlw_refuses_a_window_of_one():
+    with pytest.raises(ValueError, match="memory_size"):
+        alphas("dynamic", memory_size=1)
+
+
+def test_dlw_continues_from_its_state():
+    history = [(5 - e, 5 - e) for e in range(5)]
+    whole = alphas("dynamic", history)
+    first = DynamicLossWeight(0.5, 2.0, 0.1, 3, 1, 5)
+    for epoch in range(3):
+        first.update(epoch)
+        first.record(*history[epoch])
+    second = DynamicLossWeight(0.5, 2.0, 0.1, 3, 1, 5)
+    second.load_state_dict(first.state_dict())
+    assert second.update(3) == whole[3]
+
+
+# BLG
+
+
+def test_blg_never_asks_for_the_fullest_class(rng):
+    blg = BiasedLabelGenerator(3)
+    blg.update(torch.tensor([5, 9, 8]))
+    drawn = blg.draw(10_000, rng).bincount(minlength=3)
+    assert drawn[1] == 0
+    assert drawn[0] / 10_000 == pytest.approx(0.8, abs=0.02)
+
+
+def test_blg_is_uniform_before_there_are_counts_and_when_they_are_equal(rng):
+    blg = BiasedLabelGenerator(4)
+    before = blg.draw(8_000, rng).bincount(minlength=4) / 8_000
+    assert before.tolist() == pytest.approx([0.25] * 4, abs=0.03)
+    assert label_probabilities(torch.full((4,), 7)).tolist() == [0.25] * 4
+
+
+def test_blg_draws_int64_labels_below_the_number_of_classes(rng):
+    labels = BiasedLabelGenerator(1000).draw(50_000, rng)
+    assert labels.dtype == torch.int64
+    assert labels.min() >= 0 and labels.max() < 1000
+
+
+# IHO
+
+
+@pytest.mark.parametrize(("count", "dim"), [(11, 3), (60, 64), (300, 8)])
+def test_outlier_factors_equal_scikit_learns(count, dim, rng):
+    features = torch.randn(count, dim, generator=rng, dtype=torch.float64) + 50
+    reference = LocalOutlierFactor(10).fit(features.numpy()).negative_outlier_factor_
+    np.testing.assert_allclose(local_outlier_factors(features, chunk=37), -reference, rtol=1e-9)
+
+
+def test_outlier_factors_of_identical_samples_are_one():
+    np.testing.assert_allclose(local_outlier_factors(torch.ones(40, 5)), 1.0)
+
+
+def test_outlier_factors_need_more_samples_than_neighbours():
+    with pytest.raises(ValueError, match="10 neighbours"):
+        local_outlier_factors(torch.zeros(10, 2))
+
+
+def test_iho_leaves_classes_of_ten_alone(rng):
+    features = torch.cat([torch.randn(10, 4, generator=rng), torch.full((0, 4), 0.0)])
+    features[0] = 1e6
+    labels = torch.zeros(10, dtype=torch.long)
+    operator = HomogeneityOperator(2, batch_size=64)
+    spread = operator.measure(features, labels)
+    assert len(spread.outside) == 0 and math.isnan(spread.relative_iqr)
+    assert operator.select(spread, labels).tolist() == []
+
+
+def test_iho_removes_the_oldest_outliers_of_each_class_up_to_its_limit(rng):
+    features = torch.randn(200, 4, generator=rng)
+    labels = torch.arange(200) % 2
+    outliers = torch.arange(150, 170)  # ten of each class, each far away in a direction of its own
+    features[outliers] = 1000 * torch.randn(20, 4, generator=rng)
+    operator = HomogeneityOperator(2, batch_size=4)  # at most ceil(4 / 2) + 1 = 3 of each class
+    spread = operator.measure(features, labels)
+    removed = operator.select(spread, labels)
+    assert (removed % 2).bincount().tolist() == [3, 3]
+    for label in (0, 1):
+        of_class = spread.outside[labels[spread.outside] == label]
+        assert removed[labels[removed] == label].tolist() == of_class[:3].tolist()
+
+
+# Repository
+
+
+def filled(count, num_classes=3, shape=(3, 4, 4)):
+    """Image i has the value i everywhere, label i % C, feature (i, -i), margin i / 1000."""
+    repository = SampleRepository(shape, 2, num_classes)
+    grow(repository, 0, count)
+    return repository
+
+
+def grow(repository, start, count):
+    numbers = torch.arange(start, start + count)
+    images = numbers.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8)
+    features = torch.stack([numbers, -numbers], 1).float()
+    repository.add(images, numbers % repository.num_classes, features, numbers / 1000)
+
+
+def test_repository_keeps_order_and_rows_together_through_adding_and_removing():
+    repository = filled(10)
+    repository.remove(torch.tensor([0, 3, 9]))
+    grow(repository, 20, 15)
+    repository.remove(torch.tensor([1, 7]))
+    expected = [1, 4, 5, 6, 7, 8, *range(21, 35)]
+    assert repository.features[:, 0].tolist() == expected
+    assert repository.images(torch.arange(len(expected)))[:, 0, 0, 0].tolist() == expected
+    assert repository.labels.tolist() == [n % 3 for n in expected]
+    assert repository.margins.tolist() == pytest.approx([n / 1000 for n in expected])
+    assert repository.counts().tolist() == [sum(n % 3 == k for n in expected) for k in range(3)]
+
+
+def test_repository_reuses_the_slots_of_removed_samples():
+    repository = filled(64)
+    for start in range(0, 50):
+        repository.remove(torch.arange(8))
+        grow(repository, start, 8)
+    assert len(repository._rows["labels"]) == 64
+
+
+def test_repository_stores_eight_bits_truncated():
+    images = torch.tensor([0.0, 0.4999, 0.999, 1.0])
+    assert to_uint8(images).tolist() == [0, 127, 254, 255]
+
+
+def test_repository_batches_are_always_full_and_cover_it_evenly(rng):
+    repository = filled(10)
+    seen = torch.cat(list(repository.batches(4, 5, rng)))[:, 0, 0, 0]
+    assert len(seen) == 20
+    assert seen.bincount().tolist() == [2] * 10
+    assert [len(batch) for batch in filled(3).batches(8, 2, rng)] == [8, 8]
+
+
+def test_repository_refuses_what_it_cannot_hold(rng):
+    with pytest.raises(ValueError, match="empty"):
+        next(SampleRepository((3, 4, 4), 2, 3).batches(4, 1, rng))
+    with pytest.raises(ValueError, match="labels"):
+        filled(1).add(torch.zeros(1, 3, 4, 4), torch.tensor([3]), torch.zeros(1, 2), torch.zeros(1))
+
+
+def test_repository_continues_from_its_state():
+    repository = filled(10)
+    repository.remove(torch.tensor([2]))
+    copy = SampleRepository((3, 4, 4), 2, 3)
+    copy.load_state_dict(repository.state_dict())
+    grow(copy, 30, 2)
+    assert copy.features[:, 0].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9, 30, 31]
+
+
+# Augmentation
+
+
+def windows(image):
+    """All the crops of a padded image, and their mirror images."""
+    padded = F.pad(image, (4, 4, 4, 4))
+    _, height, width = image.shape
+    for top in range(9):
+        for left in range(9):
+            crop = padded[:, top : top + height, left : left + width]
+            yield from (crop, crop.flip(2))
+
+
+def test_small_images_are_padded_cropped_and_flipped_pixel_for_pixel(rng):
+    image = torch.rand(3, 32, 32, generator=rng)
+    augmented = Augment(PLAIN, flip=True).warp(image.expand(64, -1, -1, -1), rng)
+    possible = torch.stack(list(windows(image)))
+    which = [(possible == result).flatten(1).all(1).nonzero().squeeze(1).tolist() for result in augmented]
+    assert all(which)
+    assert len({tuple(w) for w in which}) > 30  # each image has an offset of its own
+    assert 16 < sum(w[0] % 2 for w in which) < 48  # about half are mirrored
+
+
+def test_nothing_is_flipped_where_a_flip_changes_the_class(rng):
+    image = torch.rand(3, 32, 32, generator=rng)
+    augmented = Augment(PLAIN, flip=False).warp(image.expand(64, -1, -1, -1), rng)
+    unflipped = torch.stack(list(windows(image)))[::2]
+    assert all((unflipped == result).flatten(1).all(1).any() for result in augmented)
+
+
+def test_crops_equal_kornias(rng):
+    from kornia.geometry.transform import crop_and_resize
+
+    images = torch.rand(8, 3, 48, 40, generator=rng)
+    augment = Augment(PLAIN, flip=False)
+    state = rng.get_state()
+    actual = augment.warp(images, rng)
+    rng.set_state(state)
+    (scale_y, shift_y), (scale_x, shift_x) = augment._resized_crop(8, rng)
+    # Kornia's boxes join pixel centres; ours are shares of the image between its outer edges.
+    left, right = ((shift_x + side * scale_x + 1) / 2 * 40 - 0.5 - side * 0.5 * scale_x for side in (-1, 1))
+    top, bottom = ((shift_y + side * scale_y + 1) / 2 * 48 - 0.5 - side * 0.5 * scale_y for side in (-1, 1))
+    boxes = torch.stack(
+        [torch.stack(p, 1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1
+    )
+    expected = crop_and_resize(images, boxes, (48, 40))
+    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # edges are padded differently
+    torch.testing.assert_close(actual[inner], expected[inner], rtol=0, atol=1e-3)
+
+
+def test_large_images_keep_three_quarters_of_their_area_or_more(rng):
+    (scale_y, shift_y), (scale_x, shift_x) = Augment._resized_crop(10_000, rng)
+    area = scale_x * scale_y
+    assert area.max() <= 1 and area.min() >= 0.65  # a side cut to the image's edge costs some area
+    assert area.quantile(0.05) >= 0.74
+    assert (scale_x + shift_x.abs()).max() <= 1 + 1e-6
+    assert (scale_y + shift_y.abs()).max() <= 1 + 1e-6
+
+
+def test_gradients_pass_through_augmentation(rng):
+    images = torch.rand(4, 3, 32, 32, generator=rng, requires_grad=True)
+    Augment(PLAIN, flip=True).warp(images, rng).sum().backward()
+    assert set(images.grad.unique().tolist()) <= {0.0, 1.0}
+    assert images.grad.mean() > 0.7
+
+
+def test_normalisation_is_exact_in_the_precision_of_the_images():
+    images = torch.full((1, 3, 2, 2), 0.5, dtype=torch.float64)
+    result = Normalize((0.1, 0.2, 0.3), (0.5, 0.25, 0.125))(images)
+    np.testing.assert_allclose(result[0, :, 0, 0], [0.8, 1.2, 1.6], rtol=1e-15)
+
+
+# The teacher's statistics and features
+
+
+def bn_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 36, 7)
+    ).eval()
+
+
+def test_distance_to_the_statistics_of_a_batch(rng):
+    network, images = bn_network(), torch.rand(6, 3, 8, 8, generator=rng)
+    statistics = BNStatistics(network)
+    with statistics.capture():
+        network(images)
+    inputs = network[0](images).detach().numpy()
+    mean, variance = inputs.mean((0, 2, 3)), inputs.var((0, 2, 3))
+    expected = np.linalg.norm(1 - variance) + np.linalg.norm(0 - mean)
+    assert statistics.distance().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_momentum_mixes_in_the_batches_before(rng):
+    network = bn_network().double()
+    batches = [torch.rand(6, 3, 8, 8, generator=rng, dtype=torch.float64) for _ in range(3)]
+    statistics = BNStatistics(network, momentum=0.9)
+    moments, distances = [], []
+    for batch in batches:
+        with statistics.capture():
+            network(batch)
+        distances.append(statistics.distance().item())
+        statistics.update_averages()
+        inputs = network[0](batch).detach().numpy()
+        moments.append(np.stack([inputs.mean((0, 2, 3)), inputs.var((0, 2, 3))]))
+    target = np.stack([np.zeros(5), np.ones(5)])
+    average = 0.9 * moments[0] + 0.1 * moments[1]
+    mixed = [moments[0], 0.1 * moments[1] + 0.9 * moments[0], 0.1 * moments[2] + 0.9 * average]
+    expected = [np.linalg.norm(target - m, axis=1).sum() for m in mixed]
+    assert distances == pytest.approx(expected, rel=1e-10)
+
+
+def test_statistics_are_taken_only_while_captured():
+    network = bn_network()
+    statistics, features = BNStatistics(network), PenultimateFeatures(network)
+    with statistics.capture(), features.capture():
+        pass
+    assert not any(layer._forward_pre_hooks for layer in network.modules())
+
+
+def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):
+    network, images = bn_network(), torch.rand(2, 3, 8, 8, generator=rng)
+    features = PenultimateFeatures(network)
+    with features.capture():
+        logits = network(images)
+    torch.testing.assert_close(network[-1](features.value), logits)
+    with pytest.raises(ValueError, match="no linear layer"):
+        PenultimateFeatures(nn.Conv2d(3, 3, 1))
+
+
+# Losses and balance, in closed form
+
+
+def test_kl_of_equal_logits_is_zero_and_of_known_distributions_known():
+    p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    assert losses.kldiv(p, p).item() == pytest.approx(0, abs=1e-7)
+    assert losses.kldiv(q, p).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+
+
+def test_adversarial_loss_counts_only_samples_on_whose_class_both_agree():
+    student = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    teacher = torch.tensor([[4.0, 0.0], [4.0, 0.0]])
+    one = losses.kldiv(student[:1], teacher[:1]).item()
+    assert losses.adversarial(student, teacher).item() == pytest.approx(-one / 2)
+
+
+def test_class_balance_is_lowest_for_even_predictions():
+    assert losses.class_balance(torch.zeros(3, 8)).item() == pytest.approx(-math.log(8))
+
+
+def test_l2_norm_is_of_the_whole_batch():
+    assert losses.l2_norm(torch.full((2, 2), 3.0)).item() == pytest.approx(6.0)
+
+
+def test_balance_measures_at_their_extremes():
+    even, all_in_one = torch.full((4,), 25), torch.tensor([100, 0, 0, 0])
+    assert (count_variation(even), count_entropy(even)) == (0, pytest.approx(1))
+    assert count_variation(all_in_one) == pytest.approx(math.sqrt(3))
+    assert count_entropy(all_in_one) == 0
+    assert math.isnan(count_variation(torch.zeros(4))) and math.isnan(count_entropy(torch.zeros(4)))

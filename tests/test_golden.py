@@ -1,0 +1,200 @@
+"""The published implementation's numbers (tests/golden/README.md), all of them."""
+
+import golden_data as golden
+import numpy as np
+import pytest
+import torch
+
+import models
+from datafree import losses
+from datafree.augment import Normalize
+from datafree.blg import label_probabilities
+from datafree.datasets import NORMALIZATIONS
+from datafree.distill import Distiller, DistillSettings
+from datafree.dlw import DynamicLossWeight
+from datafree.iho import HomogeneityOperator, local_outlier_factors
+from datafree.penultimate import PenultimateFeatures
+from datafree.repository import SampleRepository
+from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
+from models.generator import Generator
+
+ALGORITHM = golden.load("algorithm.json")
+KEYS = golden.load("state_dict_keys.json")
+MODELS = golden.load("models.json")
+HE_RESNETS = golden.load("he_resnet.json")
+IHO = golden.load("iho.json")
+NORMALIZE = Normalize(*NORMALIZATIONS["cifar10"])
+
+
+def close(actual, expected):
+    if isinstance(actual, torch.Tensor):
+        actual = actual.detach().numpy()
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-12)
+
+
+def shapes(network):
+    return {key: list(value.shape) for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_state_dict_has_the_published_keys_and_shapes_in_order(name):
+    arch, num_classes = name.split("/")
+    with torch.device("meta"):
+        network = models.create(arch, int(num_classes))
+    assert list(shapes(network).items()) == list(KEYS[name].items())
+
+
+@pytest.mark.parametrize("arch", HE_RESNETS)
+def test_he_resnets_have_the_keys_of_the_public_checkpoints(arch):
+    network = models.create(arch, 10)
+    assert shapes(network) == HE_RESNETS[arch]["state_dict"]
+    assert sum(p.numel() for p in network.parameters()) == HE_RESNETS[arch]["params"]
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_network_reproduces_logits_and_penultimate_features(arch):
+    network = golden.fill(models.create(arch, 10), "")
+    images = torch.from_numpy(golden.random_state(0).random_sample((4, 3, 32, 32)))
+    features = PenultimateFeatures(network)
+    with torch.no_grad(), features.capture():
+        logits = network(images)
+    expected = MODELS[arch]
+    assert sum(p.numel() for p in network.parameters()) == expected["params"]
+    close(logits, expected["logits"])
+    if expected["feature_shape"]:
+        assert list(features.value.shape) == expected["feature_shape"]
+        close(features.value[:, :8], expected["features_first8"])
+
+
+def generator_and_images():
+    generator = golden.fill(Generator(nz=256, ngf=64, img_size=32), "generator:").train()
+    z = torch.from_numpy(golden.random_state(1).standard_normal((16, 256)))
+    with torch.no_grad():
+        return generator, generator(z)
+
+
+def test_generator_reproduces_its_images():
+    generator, images = generator_and_images()
+    expected = ALGORITHM["generator"]
+    assert shapes(generator) == expected["state_dict"]
+    close(images.mean().item(), expected["mean"])
+    close(images.std().item(), expected["std"])
+    close(images[:, 0, :2, :4].reshape(16, 8), expected["first8"])
+
+
+def test_loss_terms():
+    student = torch.from_numpy(3 * golden.random_state(2).standard_normal((16, 10)))
+    teacher = torch.from_numpy(3 * golden.random_state(3).standard_normal((16, 10)))
+    actual = {
+        "kldiv_T1": losses.kldiv(student, teacher, 1),
+        "kldiv_T20": losses.kldiv(student, teacher, 20),
+        "jsdiv": losses.jsdiv(student, teacher),
+        "class_balance": losses.class_balance(student),
+        "tv_l1": losses.total_variation(generator_and_images()[1]),
+        "adversarial_masked": losses.adversarial(student, teacher),
+    }
+    expected = ALGORITHM["criterions"]
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        close(value, expected[name])
+
+
+def teacher_and_student():
+    teacher = golden.fill(models.create("wrn16_1", 10), "teacher:").requires_grad_(False)
+    student = golden.fill(models.create("wrn16_1", 10), "student:")
+    mixed = {
+        key: 0.97 * teacher.state_dict()[key] + 0.03 * value if value.is_floating_point() else value
+        for key, value in student.state_dict().items()
+    }
+    student.load_state_dict(mixed)
+    return teacher, student.eval()
+
+
+@pytest.mark.parametrize("meta_gradient", ["fomaml", "reptile"])
+def test_synthesis_calls(meta_gradient):
+    teacher, student = teacher_and_student()
+    generator = generator_and_images()[0]
+    settings = FastMetaSettings(
+        steps=4, lr_g=2e-3, lr_z=0.01, bn=10, adv=1.33, warmup=2, bn_momentum=0.9,
+        maml=meta_gradient == "fomaml",
+    )
+    synthesizer = FastMetaSynthesizer(
+        teacher, student, generator, lambda images, _rng: NORMALIZE(images), settings, torch.Generator()
+    )
+    for call in ALGORITHM[f"synthesis_{meta_gradient}"]:
+        z = torch.from_numpy(golden.random_state(call["z_seed"]).standard_normal((16, 256)))
+        made = synthesizer.synthesize(torch.tensor(call["targets"]), 0.5, z=z)
+        for term in ("oh", "bn"):
+            close(made.steps[term], [step[term] for step in call["per_step"]])
+        for term, value in call["best"].items():
+            close(made.losses[term], value)
+        close(made.images.mean().item(), call["image_mean"])
+        close(made.images.std().item(), call["image_std"])
+        close(made.images[:, 0, 0, :4], call["image_first4"])
+        assert made.labels.tolist() == call["labels"]
+        parameters = dict(generator.named_parameters())
+        assert parameters.keys() == call["meta_generator"].keys()
+        for name, expected in call["meta_generator"].items():
+            value = parameters[name].detach()
+            # The mean of thousands of values of either sign cancels: compare it on the values' scale.
+            assert abs(value.mean().item() - expected["mean"]) <= 1e-6 * value.abs().mean().item()
+            close(value.norm().item(), expected["l2"])
+            close(value.flatten()[:3], expected["first3"])
+
+
+def test_distillation_steps():
+    teacher, _ = teacher_and_student()
+    student = golden.fill(models.create("wrn16_1", 10), "student:").train()
+    settings = DistillSettings(
+        epochs=400, warmup=0, kd_steps=1, ep_steps=1, batch_size=16, synthesis_batch_size=16, lr=0.2,
+        momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5, dlw=True, blg=True, iho=True,
+        dlw_mode="dynamic", oh_min=0.5, oh_max=1.0, oh_step=0.1, oh_memory_size=8,
+    )
+    distiller = Distiller(
+        teacher, student, synthesizer=None, repository=SampleRepository((3, 32, 32), 64, 10),
+        augment=None, settings=settings, rng=torch.Generator(), evaluate=None,
+    )
+    for step in ALGORITHM["kd"]["steps"]:
+        images = golden.random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
+        close(distiller.optimizer.param_groups[0]["lr"], step["lr"])
+        close(distiller.kd_step(NORMALIZE(torch.from_numpy(images))), step["loss"])
+        distiller.scheduler.step()
+    state = student.state_dict()
+    for name, expected in ALGORITHM["kd"]["params_after"].items():
+        close(state[name].norm().item(), expected["l2"])
+        scale = state[name].abs().mean().item()
+        assert abs(state[name].mean().item() - expected["mean"]) <= 1e-6 * scale
+
+
+@pytest.mark.parametrize("case", golden.load("dlw.json"))
+def test_dlw_sequences(case):
+    dlw = DynamicLossWeight(
+        case["alpha_min"], 1.0, case["step"], case["memory_size"], case["warmup"], len(case["adv"])
+    )
+    alphas = []
+    for epoch, losses_of_epoch in enumerate(zip(case["adv"], case["bn"], strict=True)):
+        alphas.append(dlw.update(epoch))
+        dlw.record(*losses_of_epoch)
+    close(alphas, case["alpha"])
+
+
+@pytest.mark.parametrize("case", golden.load("blg.json"))
+def test_blg_probabilities(case):
+    close(label_probabilities(torch.tensor(case["counts"])), case["probabilities"])
+
+
+@pytest.mark.parametrize("case", IHO)
+def test_iho_factors_and_removals(case):
+    expected = IHO[case]
+    stored = np.load(golden.FOLDER / "iho_features.npz")
+    features = [torch.from_numpy(stored[f"{case}/{k}"]) for k in range(expected["num_classes"])]
+    assert [len(rows) for rows in features] == expected["sizes"]
+    for label, factors in expected["lof"].items():
+        actual = local_outlier_factors(features[int(label)])[: len(factors)]
+        np.testing.assert_allclose(actual, factors, rtol=1e-4)
+    labels = torch.repeat_interleave(torch.tensor(expected["sizes"]))
+    operator = HomogeneityOperator(expected["num_classes"], expected["batch_size"])
+    removed = operator.select(operator.measure(torch.cat(features), labels), labels)
+    starts = np.cumsum([0, *expected["sizes"]])
+    by_class = [(removed[labels[removed] == k] - starts[k]).tolist() for k in range(len(features))]
+    assert by_class == expected["removed"]
