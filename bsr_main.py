@@ -152,7 +152,7 @@ def resolve(args: argparse.Namespace) -> list[str]:
     if args.oh_memory_size < 2:
         raise UserError("--oh_memory_size 1 leaves nothing to compare the newest loss with: use 2 or more")
     if args.kd_steps > args.ep_steps:
-        raise UserError(f"--kd_steps {args.kd_steps} is more than --ep_steps {args.ep_steps}: raise the latter")
+        raise UserError(f"--kd_steps {args.kd_steps} is more than --ep_steps {args.ep_steps}: lower it")
     if args.batch_size < 2 or args.synthesis_batch_size < 2:
         raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
     if args.start_epoch and args.start_epoch >= args.epochs:

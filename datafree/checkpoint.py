@@ -25,9 +25,9 @@ def save(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error.strerror}): free space or choose another folder") from error
+        raise UserError(f"cannot write {path} ({error}): free space or choose another folder") from error
 
 
 def read(path: Path) -> Any:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ class _CIFAR10(torchvision.datasets.CIFAR10):
     """Checks for the files of its own split only: torchvision reads all of them for their checksums,
     the training images among them. (An archive it downloads is still checked as a whole.)"""
 
-    meta = {**torchvision.datasets.CIFAR10.meta, "md5": None}
+    meta: ClassVar = {**torchvision.datasets.CIFAR10.meta, "md5": None}
 
     def _check_integrity(self) -> bool:
         names = [name for name, _ in (self.train_list if self.train else self.test_list)]
@@ -117,7 +118,7 @@ class _CIFAR100(_CIFAR10):
     tgz_md5 = torchvision.datasets.CIFAR100.tgz_md5
     train_list = torchvision.datasets.CIFAR100.train_list
     test_list = torchvision.datasets.CIFAR100.test_list
-    meta = {**torchvision.datasets.CIFAR100.meta, "md5": None}
+    meta: ClassVar = {**torchvision.datasets.CIFAR100.meta, "md5": None}
 
 
 class _SVHN(torchvision.datasets.SVHN):

@@ -73,7 +73,7 @@ class RunFolder:
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             self._log = open(path / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 (lives as long)
         except OSError as error:
-            raise UserError(f"cannot write to {path} ({error.strerror}): choose another --save_dir") from error
+            raise UserError(f"cannot write to {path} ({error}): choose another --save_dir") from error
 
     def log(self, text: str, color: str | None = None) -> None:
         """A line on the console and in `log.txt`."""

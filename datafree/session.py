@@ -43,17 +43,28 @@ class Session:
         if args.epochs and not args.evaluate_only:
             refuse_existing(self.folder, args.resume is not None, args.overwrite)
         self.device = prepare.choose_device(args.device, args.gpu)
-        file, content = prepare.read_teacher(args.dataset, args.teacher, args.teacher_ckpt)
+        if args.evaluate_only:
+            file = Path(args.resume) if args.resume else self.folder / "student.pth"
+            content = checkpoint.read(file)
+        else:
+            file, content = prepare.read_teacher(args.dataset, args.teacher, args.teacher_ckpt)
         self.facts = prepare.data_facts(
             args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip,
             prepare.recorded_facts(content),
         )
-        self.teacher = prepare.load_teacher(
-            args.teacher, self.facts.num_classes, file, content, self.device
-        )
+        self.source = file, content
         torch.manual_seed(args.seed)
         student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
         self.student = student.to(self.device)
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        file, content = self.source
+        if self.args.evaluate_only:
+            file, content = prepare.read_teacher(self.args.dataset, self.args.teacher, self.args.teacher_ckpt)
+        return prepare.load_teacher(
+            self.args.teacher, self.facts.num_classes, file, content, self.device
+        )
 
     @cached_property
     def test_images(self) -> data.ImageSet:
@@ -78,10 +89,9 @@ class Session:
         """Report the accuracy of the student in a checkpoint.
 
         Raises:
-            UserError: there is no such checkpoint.
+            UserError: it is of another network.
         """
-        path = Path(self.args.resume) if self.args.resume else self.folder / "student.pth"
-        content = checkpoint.read(path)
+        path, content = self.source
         if isinstance(content, dict) and "distiller" in content:
             content = {"state_dict": content["distiller"]["student"]}
         name = f"{self.args.student} with {self.facts.num_classes} classes"
@@ -133,8 +143,8 @@ class Session:
     def distill(self) -> None:
         """Run the epochs, recording each; ends with the final figures."""
         a = self.args
-        classes = self.test_images.classes
         distiller = self._build_distiller()
+        classes = self.test_images.classes
         epoch, best = a.start_epoch, {"epoch": None, "top1": 0.0}
         if a.resume is not None:
             epoch, best = self._resume(distiller)
@@ -144,9 +154,7 @@ class Session:
         flags = {name: value for name, value in vars(a).items() if name != "given"}
         run.write_json("config.json", {**flags, **environment(self.device)})
         run.truncate_metrics(epoch)
-        run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; run folder {run.path}")
-        if self.teacher_evaluation:
-            run.log(f"teacher: {self.teacher_evaluation}")
+        run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 
         settings, start = distiller.settings, time.perf_counter()
         with Progress(settings, epoch, a.print_freq, self.say) as progress:
@@ -184,7 +192,8 @@ class Session:
         if teacher:
             run.log(f"teacher                              {teacher}")
         run.log(f"student, last epoch                  {last:.2f} %", "green")
-        run.log(f"student, best (chosen on test data)  {best['top1']:.2f} % (epoch {best['epoch']})")
+        when = f"epoch {best['epoch'] + 1}" if best["epoch"] is not None else "no epoch"
+        run.log(f"student, best (chosen on test data)  {best['top1']:.2f} % ({when})")
         run.log("balance                              " + balance_text(row))
         run.log(f"samples by class                     {sheet}")
 
