@@ -56,6 +56,8 @@ class Session:
         torch.manual_seed(args.seed)
         student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
         self.student = student.to(self.device)
+        generator = Generator(nz=256, ngf=64, img_size=self.facts.img_size)
+        self.generator = generator.to(self.device, memory_format=torch.channels_last)
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -101,10 +103,8 @@ class Session:
     def _build_distiller(self) -> Distiller:
         a, size = self.args, self.facts.img_size
         rng = torch.Generator(self.device).manual_seed(a.seed)
-        generator = Generator(nz=256, ngf=64, img_size=size)
-        generator = generator.to(self.device, memory_format=torch.channels_last)
         synthesizer = FastMetaSynthesizer(
-            self.teacher, self.student, generator, self.facts.augment,
+            self.teacher, self.student, self.generator, self.facts.augment,
             FastMetaSettings(
                 a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0),
                 bool(a.reset_bn), bool(a.is_maml),
