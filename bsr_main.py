@@ -157,14 +157,34 @@ def resolve(args: argparse.Namespace) -> list[str]:
         raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
     if args.start_epoch and args.start_epoch >= args.epochs:
         raise UserError(f"--start_epoch {args.start_epoch} leaves none of {args.epochs} epochs to run")
-    if args.resume is not None and args.overwrite:
-        raise UserError("--resume and --overwrite contradict each other: choose one")
+    if args.resume is not None and (args.overwrite or args.start_epoch):
+        other = "--overwrite" if args.overwrite else "--start_epoch"
+        raise UserError(f"--resume and {other} contradict each other: choose one")
     if args.save_dir is None:
         tag = f"-{args.log_tag}" if args.log_tag else ""
         name = f"{args.method}-{args.dataset}-{args.teacher}-{args.student}-seed{args.seed}{tag}"
         args.save_dir = f"run/{name}"
-    ignored = [f"--{name}" for name in PEER_FLAGS if name in args.given]
-    return [f"--method {args.method} ignores {', '.join(ignored)}"] if ignored else []
+    return ignored_flags(args)
+
+
+def ignored_flags(args: argparse.Namespace) -> list[str]:
+    """Warnings about flags that were given and have no effect."""
+    given = args.given
+    warnings = []
+    peers = [f"--{name}" for name in PEER_FLAGS if name in given]
+    if peers:
+        warnings.append(f"--method {args.method} ignores {', '.join(peers)}")
+    if args.dlw and "oh" in given:
+        warnings.append("--oh has no effect while DLW sets the weight: use --oh_min or --no-dlw")
+    dlw_names = ("dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size")
+    dlw_flags = [f"--{name}" for name in dlw_names if name in given]
+    if not args.dlw and dlw_flags:
+        warnings.append(f"{', '.join(dlw_flags)} has no effect without DLW")
+    if args.dlw and args.dlw_mode == "dynamic" and args.adv == 0:
+        warnings.append("with --adv 0 there is no adversarial loss whose minima could raise DLW's weight")
+    if args.device and args.gpu is not None:
+        warnings.append("--gpu has no effect beside --device")
+    return warnings
 
 
 def main() -> None:
@@ -182,6 +202,8 @@ def main() -> None:
         session.evaluate_student()
     elif args.epochs:
         session.distill()
+    elif not args.test_teacher:
+        session.say(f"nothing to do with --epochs 0 ({args.teacher} can be scored with --test_teacher)")
 
 
 if __name__ == "__main__":

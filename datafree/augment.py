@@ -3,6 +3,8 @@ own crop and flip."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -81,7 +83,7 @@ class Augment:
         a side that would leave the image cut to its edge."""
         u = torch.rand(4, n, generator=generator, device=generator.device)
         area = SCALE[0] + (SCALE[1] - SCALE[0]) * u[0]
-        low, high = (torch.tensor(a).log().item() for a in ASPECT)
+        low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
         root = (0.5 * (low + (high - low) * u[1])).exp()
         scale_x = (area.sqrt() * root).clamp(max=1)
         scale_y = (area.sqrt() / root).clamp(max=1)

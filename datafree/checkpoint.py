@@ -46,6 +46,8 @@ def read(path: Path) -> Any:
         if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
             reason = "it is damaged or not a PyTorch checkpoint"
         raise UserError(f"cannot load {path}: {reason}; save a plain state dict instead") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error}): check the path") from error
     except Exception as error:  # torch raises many kinds for files that are not what they claim
         raise UserError(
             f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew"

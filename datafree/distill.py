@@ -54,7 +54,7 @@ class DistillSettings:
     @property
     def rounds(self) -> int:
         """Rounds of synthesis, pruning and distillation in an epoch."""
-        return max(1, self.ep_steps // self.kd_steps)
+        return self.ep_steps // self.kd_steps
 
 
 class Distiller:
@@ -96,7 +96,8 @@ class Distiller:
         self._seconds: dict[str, float] = {}
 
     def run_epoch(self, epoch: int, on_step: OnStep = ignore_step) -> dict:
-        """Epoch `epoch`, counted from 0; returns its line of `metrics.jsonl`.
+        """Epoch `epoch`, counted from 0; returns its line of `metrics.jsonl`, in which losses and spread
+        are those of the last round.
 
         Raises:
             UserError: a loss is no longer finite.
@@ -115,7 +116,7 @@ class Distiller:
             with self._phase("synthesis"):
                 targets = self.blg.draw(s.synthesis_batch_size, rng)
                 new = self.synthesizer.synthesize(targets, alpha, on_step)
-                self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g or --bn")
+                self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g")
                 self.repository.add(new.images, new.labels, new.features, new.margins)
                 self.dlw.record(new.losses["adv"], new.losses["bn"])
                 added += len(new.labels)
@@ -173,12 +174,15 @@ class Distiller:
         """`kd_steps` steps of knowledge distillation; returns the mean loss."""
         s = self.settings
         self.student.train()
-        total = torch.zeros((), device=self.rng.device)
+        total = torch.zeros(2, device=self.rng.device)  # losses, and how many there are
         for images in self.repository.batches(s.batch_size, s.kd_steps, self.rng):
             loss = self.kd_step(self.augment(to_float(images), self.rng))
-            total += loss
+            pair = torch.stack([loss, torch.ones_like(loss)])
+            # The scaler skips steps that overflow in half precision; they are no sign of divergence.
+            total += torch.where(loss.isfinite(), pair, 0) if s.fp16 else pair
             on_step("kd", loss)
-        return total.item() / s.kd_steps
+        losses_sum, count = total.tolist()
+        return losses_sum / count if count else math.nan
 
     def kd_step(self, inputs: Tensor) -> Tensor:
         """One step on a batch (N, 3, H, W) as the networks see it; returns the loss, detached."""
@@ -212,7 +216,8 @@ class Distiller:
             raise UserError(f"the {phase} loss is {loss} in epoch {epoch}: try a lower {flags}")
 
     def skip_to(self, epoch: int) -> None:
-        """Advance the schedule as if the epochs before `epoch` had been run (`--start_epoch`)."""
+        """Advance the schedules as if the epochs before `epoch` had been run (`--start_epoch`)."""
+        self.synthesizer.calls = epoch * self.settings.rounds
         for _ in range(self.settings.warmup, epoch):
             self.optimizer.step()
             self.scheduler.step()
@@ -230,6 +235,7 @@ class Distiller:
             "blg": self.blg.state_dict(),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "rng": self.rng.get_state(),
+            "global_rng": _global_rng_states(self.rng.device),  # for dropout in the student
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -243,6 +249,15 @@ class Distiller:
         self.blg.load_state_dict(state["blg"])
         self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
         self.rng.set_state(state["rng"])
+        cpu, *cuda = state["global_rng"]
+        torch.set_rng_state(cpu)
+        if cuda and self.rng.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda[0], self.rng.device)
+
+
+def _global_rng_states(device: torch.device) -> list[Tensor]:
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
 
 
 def _finite(value: float) -> float | None:

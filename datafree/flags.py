@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -44,7 +44,8 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Appends the default to every help text that has one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, "", False, argparse.SUPPRESS)
+        default = action.default
+        shown = default is not None and default is not False and default not in ("", argparse.SUPPRESS)
         return (action.help or "") + (" (default: %(default)s)" if shown else "")
 
 
@@ -58,7 +59,7 @@ def _bounded(kind: type, low: float, strict: bool, what: str) -> Callable[[str],
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not math.isfinite(value) or value < low or (strict and value == low):
+        if not abs(value) < 2**63 or value < low or (strict and value == low):
             raise argparse.ArgumentTypeError(f"{text} is not {what}")
         return value
 
@@ -120,6 +121,17 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
     except UserError as error:
         sys.stdout.flush()
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        print(f"{prog}: error: {error}: free space, or choose another place", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(f"{prog}: error: out of memory: lower --batch_size or --img_size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

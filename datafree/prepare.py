@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device {name}: use cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.type == "cuda" and not 0 <= (chosen.index or 0) < torch.cuda.device_count():
         raise UserError(f"no device {name}: {torch.cuda.device_count()} GPUs are visible; try --device cpu")
     return chosen
 
@@ -60,17 +61,21 @@ class DataFacts:
     def augment(self) -> Augment:
         return Augment(self.normalize, self.flip)
 
-    def describe(self, arch: str, network: nn.Module) -> dict[str, Any]:
-        """A checkpoint that says how it is to be used."""
+    def record(self) -> dict[str, Any]:
+        """The facts as plain data, for checkpoints and `config.json`."""
         return {
-            "state_dict": {key: value.detach().cpu() for key, value in network.state_dict().items()},
-            "arch": arch,
             "dataset": self.dataset,
             "classes": list(self.classes),
             "img_size": self.img_size,
             "mean": list(self.mean),
             "std": list(self.std),
+            "flip": self.flip,
         }
+
+    def describe(self, arch: str, network: nn.Module) -> dict[str, Any]:
+        """A checkpoint that says how it is to be used."""
+        state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+        return {"state_dict": state, "arch": arch, **self.record()}
 
 
 def data_facts(
@@ -95,7 +100,7 @@ def data_facts(
             raise UserError(f"{dataset} has images of {spec.img_size} pixels: leave out --img_size")
         img_size = spec.img_size
     if img_size % 4 or img_size < 8:
-        raise UserError(f"--img_size {img_size} is not a multiple of 4 of at least 8")
+        raise UserError(f"images of {img_size} pixels: --img_size must be a multiple of 4, 8 or more")
     own_mean, own_std = NORMALIZATIONS[spec.normalization]
     if mean in NORMALIZATIONS and std is None:
         std = mean
@@ -103,9 +108,9 @@ def data_facts(
     chosen_std = _channels("--std", std, 1) or tuple(recorded.get("std") or own_std)
     if min(chosen_std) <= 0:
         raise UserError(f"--std {std} has a value that is not above 0")
-    return DataFacts(
-        dataset, classes, img_size, chosen_mean, chosen_std, spec.flip if flip is None else flip
-    )
+    if flip is None:
+        flip = recorded.get("flip", spec.flip)
+    return DataFacts(dataset, classes, img_size, chosen_mean, chosen_std, flip)
 
 
 def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:
@@ -154,13 +159,17 @@ def read_teacher(dataset: str, arch: str, path: str | None) -> tuple[Path, dict[
 
 
 def recorded_facts(content: Any) -> dict[str, Any]:
-    """Image size and normalisation recorded in a checkpoint by `DataFacts.describe`, if any; whatever is
-    not of the right kind is left out."""
+    """Image size, normalisation and flips recorded in a checkpoint by `DataFacts.record`, if any;
+    whatever is not of the right kind is left out."""
     if not isinstance(content, Mapping):
         return {}
+    if isinstance(content.get("facts"), Mapping):
+        content = content["facts"]
     facts: dict[str, Any] = {}
     if isinstance(content.get("img_size"), int):
         facts["img_size"] = content["img_size"]
+    if isinstance(content.get("flip"), bool):
+        facts["flip"] = content["flip"]
     for name in ("mean", "std"):
         values = content.get(name)
         if isinstance(values, list) and len(values) == 3 and all(isinstance(v, float) for v in values):
@@ -174,7 +183,16 @@ def load_teacher(arch: str, num_classes: int, file: Path, content: Any, device: 
     Raises:
         UserError: the checkpoint is of another network.
     """
-    teacher = create_network(arch, num_classes)
+    with torch.random.fork_rng(devices=[]):  # its random start is overwritten, and must not move others
+        teacher = create_network(arch, num_classes)
     state = checkpoint.state_dict_of(content, file)
     checkpoint.load_network(teacher, state, file, f"{arch} with {num_classes} classes")
     return teacher.to(device).eval().requires_grad_(False)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A digest of a network's weights, to tell whether two are the same."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

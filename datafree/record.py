@@ -29,10 +29,8 @@ from datafree import checkpoint
 from datafree.errors import UserError
 from datafree.repository import SampleRepository
 
-FILES = (
-    "config.json", "metrics.jsonl", "log.txt", "checkpoint.pth", "student.pth", "summary.json",
-    "images", "repository",
-)
+MARKS = ("config.json", "metrics.jsonl", "checkpoint.pth")  # any of them makes a folder a run
+FILES = (*MARKS, "log.txt", "student.pth", "summary.json", "images", "repository")
 SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
@@ -41,12 +39,16 @@ def refuse_existing(folder: Path, resume: bool, overwrite: bool) -> None:
     """See that a run may be written to `folder`; touches nothing.
 
     Raises:
-        UserError: it holds a run and neither `resume` nor `overwrite` is asked for, or is no folder.
+        UserError: it holds a run and neither `resume` nor `overwrite` is asked for, it holds files of
+            someone else where a run's would go, or it is no folder.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --save_dir")
     found = [name for name in FILES if (folder / name).exists()]
-    if found and not resume and not overwrite:
+    is_run = any(name in MARKS for name in found)
+    if found and not is_run:
+        raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another --save_dir")
+    if is_run and not resume and not overwrite:
         raise UserError(
             f"{folder} already holds a run ({found[0]}): continue it with --resume, replace it with "
             "--overwrite, or choose another --save_dir"
@@ -82,9 +84,16 @@ class RunFolder:
         self._log.write(text + "\n")
         self._log.flush()
 
+    def log_earlier(self, lines: Sequence[str]) -> None:
+        """Lines that the console has shown before there was a folder."""
+        self._log.writelines(line + "\n" for line in lines)
+
     def write_json(self, name: str, content: dict[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
         temporary = self.path / (name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -95,8 +104,9 @@ class RunFolder:
         """Forget the lines of `epoch` and later ones, which a resumed run writes anew."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        # A line cut short by a crash is of an epoch that has no checkpoint.
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] < epoch]
+        self._write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(state, self.path / "checkpoint.pth")
@@ -115,12 +125,14 @@ class RunFolder:
         """Every sample as `repository/{class}/{number}.png`, numbered in the order stored."""
         folder = self.path / "repository"
         shutil.rmtree(folder, ignore_errors=True)
-        labels = repository.labels.cpu()
+        labels = repository.labels
         for label, name in enumerate(classes):
             (folder / safe_name(name)).mkdir(parents=True, exist_ok=True)
-            for index in (labels == label).nonzero().squeeze(1).tolist():
-                image = repository.images(torch.tensor([index], device=repository.device))[0]
-                to_pil(image).save(folder / safe_name(name) / f"{index:06d}.png")
+            of_class = (labels == label).nonzero().squeeze(1)
+            for indices in of_class.split(1024):
+                images = repository.images(indices).cpu()
+                for index, image in zip(indices.tolist(), images, strict=True):
+                    to_pil(image).save(folder / safe_name(name) / f"{index:06d}.png")
         return folder
 
 
@@ -130,8 +142,8 @@ def safe_name(name: str) -> str:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """uint8 (3, H, W) as a PIL image."""
-    return Image.fromarray(np.ascontiguousarray(rearrange(image.cpu(), "c h w -> h w c").numpy()))
+    """uint8 (3, H, W) on the CPU as a PIL image."""
+    return Image.fromarray(np.ascontiguousarray(rearrange(image, "c h w -> h w c").numpy()))
 
 
 def contact_sheet(repository: SampleRepository, classes: Sequence[str]) -> Image.Image:
@@ -149,7 +161,7 @@ def contact_sheet(repository: SampleRepository, classes: Sequence[str]) -> Image
         top = gap + row * (cell_h + gap)
         draw.text((6, top + cell_h // 2 - 6), classes[row][:14], fill="black")
         newest = (labels == row).nonzero().squeeze(1).flip(0)[:SHEET_SAMPLES]
-        for column, image in enumerate(repository.images(newest)):
+        for column, image in enumerate(repository.images(newest).cpu()):
             cell = to_pil(image).resize((cell_w, cell_h), Image.Resampling.NEAREST)
             sheet.paste(cell, (margin + column * (cell_w + gap), top))
     return sheet

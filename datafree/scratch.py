@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,12 @@ def train(args: argparse.Namespace, output: Path) -> None:
     )
     if list(train_images.classes) != list(test_images.classes):
         raise UserError("the train and test folders have different classes: give both the same ones")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: name a file with --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error}): name another --output") from error
     torch.manual_seed(args.seed)
     network = prepare.create_network(args.model, facts.num_classes, args.pretrained).to(device)
     optimizer = torch.optim.SGD(
@@ -39,6 +46,7 @@ def train(args: argparse.Namespace, output: Path) -> None:
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     rng = torch.Generator(device).manual_seed(args.seed)
+    facts = replace(facts, classes=tuple(train_images.classes))
     augment, normalize = facts.augment, facts.normalize
 
     # Full batches only: a small last one would ruin the BatchNorm statistics.
@@ -66,9 +74,5 @@ def train(args: argparse.Namespace, output: Path) -> None:
             bar.set_postfix_str(f"test {scores.top1:.2f} %")
             tqdm.write(f"epoch {epoch + 1}/{args.epochs}  loss {mean_loss:.4f}  test {scores.top1:.2f} %",
                        file=sys.stdout)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror}): name another --output") from error
     checkpoint.save(facts.describe(args.model, network), output)
     print(f"{args.model} on {args.dataset}, last epoch: {scores}; written to {output}")

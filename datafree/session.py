@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,12 @@ from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
 from models.generator import Generator
 
 SHEETS = 10  # contact sheets written in the course of a run
+# Flags that a resumed run may be given otherwise than the run it continues.
+MAY_CHANGE = {
+    "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
+    "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
+    "mean", "std", "img_size", "flip",
+}
 
 
 class Session:
@@ -39,6 +46,7 @@ class Session:
         self.args = args
         self.folder = Path(args.save_dir)
         self.run: RunFolder | None = None
+        self.said: list[str] = []  # before there was a run folder
         self.teacher_evaluation: Evaluation | None = None
         if args.epochs and not args.evaluate_only:
             refuse_existing(self.folder, args.resume is not None, args.overwrite)
@@ -56,8 +64,6 @@ class Session:
         torch.manual_seed(args.seed)
         student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
         self.student = student.to(self.device)
-        generator = Generator(nz=256, ngf=64, img_size=self.facts.img_size)
-        self.generator = generator.to(self.device, memory_format=torch.channels_last)
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -77,6 +83,7 @@ class Session:
         if self.run:
             self.run.log(text, color)
         else:
+            self.said.append(text)
             print(colored(text, color) if color else text, flush=True)
 
     def score(self, network: nn.Module) -> Evaluation:
@@ -94,8 +101,8 @@ class Session:
             UserError: it is of another network.
         """
         path, content = self.source
-        if isinstance(content, dict) and "distiller" in content:
-            content = {"state_dict": content["distiller"]["student"]}
+        if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
+            content = {"state_dict": content["distiller"].get("student")}
         name = f"{self.args.student} with {self.facts.num_classes} classes"
         checkpoint.load_network(self.student, checkpoint.state_dict_of(content, path), path, name)
         self.say(f"student {self.args.student}: {self.score(self.student)}")
@@ -103,8 +110,10 @@ class Session:
     def _build_distiller(self) -> Distiller:
         a, size = self.args, self.facts.img_size
         rng = torch.Generator(self.device).manual_seed(a.seed)
+        generator = Generator(nz=256, ngf=64, img_size=size)
+        generator = generator.to(self.device, memory_format=torch.channels_last)
         synthesizer = FastMetaSynthesizer(
-            self.teacher, self.student, self.generator, self.facts.augment,
+            self.teacher, self.student, generator, self.facts.augment,
             FastMetaSettings(
                 a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0),
                 bool(a.reset_bn), bool(a.is_maml),
@@ -123,79 +132,121 @@ class Session:
             self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, rng, self.score
         )
 
-    def _resume(self, distiller: Distiller) -> tuple[int, dict[str, Any]]:
-        """Load the state to continue from; the next epoch, and the best epoch so far."""
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for one run to continue another."""
+        flags = {name: value for name, value in vars(self.args).items() if name not in MAY_CHANGE}
+        return {**flags, **self.facts.record(), "teacher_weights": prepare.fingerprint(self.teacher)}
+
+    def _resume(self, distiller: Distiller) -> Progress:
+        """Load the state to continue from; how far it had come.
+
+        Raises:
+            UserError: there is none, it is of a run with other settings, or of another folder's run.
+        """
         path = Path(self.args.resume or self.folder / "checkpoint.pth")
+        if not self.args.resume and not path.exists():
+            raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
+        if (self.folder / "checkpoint.pth").exists() and path.resolve().parent != self.folder.resolve():
+            raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
         content = checkpoint.read(path)
-        if not isinstance(content, dict) or "distiller" not in content:
-            raise UserError(f"{path} is no checkpoint of a run: name the checkpoint.pth of its folder")
-        if content["epoch"] >= self.args.epochs:
-            raise UserError(
-                f"{path} is from epoch {content['epoch']} of {self.args.epochs}: nothing is left to run"
-            )
         try:
+            before = {**content["identity"]}
+            changed = [name for name, value in self.identity.items() if before.get(name, value) != value]
+            if changed:
+                old, new = before[changed[0]], self.identity[changed[0]]
+                raise UserError(
+                    f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
+                    + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
+                )
             distiller.load_state_dict(content["distiller"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is of a run with other networks or settings ({reason})") from error
-        return content["epoch"], content["best"]
+            return Progress(**content["progress"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
 
     def distill(self) -> None:
         """Run the epochs, recording each; ends with the final figures."""
         a = self.args
         distiller = self._build_distiller()
-        classes = self.test_images.classes
-        epoch, best = a.start_epoch, {"epoch": None, "top1": 0.0}
+        self.facts = replace(self.facts, classes=tuple(self.test_images.classes))
         if a.resume is not None:
-            epoch, best = self._resume(distiller)
-        elif epoch:
-            distiller.skip_to(epoch)
+            progress = self._resume(distiller)
+        else:
+            progress = Progress(a.start_epoch)
+            distiller.skip_to(a.start_epoch)
+            distiller.evaluation = self.score(self.student)  # also shows that the test images can be read
         run = self.run = RunFolder(self.folder, a.overwrite)
+        run.log_earlier(self.said)
         flags = {name: value for name, value in vars(a).items() if name != "given"}
-        run.write_json("config.json", {**flags, **environment(self.device)})
-        run.truncate_metrics(epoch)
+        run.write_json(
+            "config.json",
+            {**flags, "teacher_ckpt": str(self.source[0]), **self.facts.record(), **environment(self.device)},
+        )
+        run.truncate_metrics(progress.epoch)
         run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 
-        settings, start = distiller.settings, time.perf_counter()
-        with Progress(settings, epoch, a.print_freq, self.say) as progress:
-            while epoch < a.epochs:
-                row = distiller.run_epoch(epoch, progress.step)
-                if row["test_top1"] > best["top1"]:
-                    best = {"epoch": epoch, "top1": row["test_top1"]}
+        before, start = progress.seconds, time.perf_counter()
+        with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say) as bar:
+            while progress.epoch < a.epochs:
+                row = distiller.run_epoch(progress.epoch, bar.step)
                 run.append_metrics(row)
-                progress.epoch(row)
-                epoch += 1
-                if epoch == a.epochs or epoch % max(1, a.epochs // SHEETS) == 0:
-                    sheet = run.save_samples(f"epoch-{epoch:04d}.png", distiller.repository, classes)
-                run.save_checkpoint({"epoch": epoch, "best": best, "distiller": distiller.state_dict()})
+                bar.epoch(row)
+                progress.add(row, before + time.perf_counter() - start)
+                if progress.epoch == a.epochs or progress.epoch % max(1, a.epochs // SHEETS) == 0:
+                    name = f"epoch-{progress.epoch:04d}.png"
+                    run.save_samples(name, distiller.repository, self.facts.classes)
+                run.save_checkpoint(
+                    {
+                        "progress": asdict(progress),
+                        "identity": self.identity,
+                        "facts": self.facts.record(),
+                        "distiller": distiller.state_dict(),
+                    }
+                )
         run.save_student(self.facts.describe(a.student, self.student))
-        self._finish(run, row, best, sheet, time.perf_counter() - start)
+        self._finish(run, progress)
         if a.export_repository:
-            run.log(f"repository: {run.export_repository(distiller.repository, classes)}")
+            run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")
 
-    def _finish(
-        self, run: RunFolder, row: dict[str, Any], best: dict[str, Any], sheet: Path, seconds: float
-    ) -> None:
-        teacher, last = self.teacher_evaluation, row["test_top1"]
+    def _finish(self, run: RunFolder, progress: Progress) -> None:
+        """The final figures, to `summary.json` and the console."""
+        teacher, row = self.teacher_evaluation, progress.row
         run.write_json(
             "summary.json",
             {
                 "teacher_top1": teacher.top1 if teacher else None,
-                "last_top1": last,
-                "best_top1_chosen_on_test_data": best["top1"],
-                "best_epoch": best["epoch"],
+                "last_top1": row["test_top1"],
+                "best_top1_chosen_on_test_data": progress.best_top1,
+                "best_epoch": progress.best_epoch,
                 "epochs": self.args.epochs,
-                "seconds": seconds,
+                "seconds": progress.seconds,
                 **{name: row[name] for name in ("repository", "alpha", *BALANCE)},
             },
         )
+        best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
         if teacher:
             run.log(f"teacher                              {teacher}")
-        run.log(f"student, last epoch                  {last:.2f} %", "green")
-        when = f"epoch {best['epoch'] + 1}" if best["epoch"] is not None else "no epoch"
-        run.log(f"student, best (chosen on test data)  {best['top1']:.2f} % ({when})")
-        run.log("balance                              " + balance_text(row))
-        run.log(f"samples by class                     {sheet}")
+        run.log(f"student, last epoch                  {row['test_top1']:.2f} %", "green")
+        run.log(f"student, best (chosen on test data)  {best}")
+        run.log(f"balance                              {balance_text(row)}")
+        run.log(f"samples by class                     {run.path}/images/epoch-{progress.epoch:04d}.png")
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Epochs count from 0; `epoch` is the next one."""
+
+    epoch: int
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_top1: float = -1.0
+    row: dict[str, Any] = field(default_factory=dict)  # metrics of the last epoch
+
+    def add(self, row: dict[str, Any], seconds: float) -> None:
+        """Take note of a finished epoch."""
+        if row["test_top1"] > self.best_top1:
+            self.best_epoch, self.best_top1 = row["epoch"], row["test_top1"]
+        self.epoch, self.seconds, self.row = row["epoch"] + 1, seconds, row
 
 
 BALANCE = ("count_variation", "count_entropy", "lof_relative_iqr", "lof_outside_share", "margin")
@@ -214,7 +265,7 @@ def balance_text(row: dict[str, Any]) -> str:
     )
 
 
-class Progress:
+class ProgressBar:
     """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal."""
 
     def __init__(self, settings: DistillSettings, epoch: int, print_freq: int, say: Any):
@@ -225,7 +276,7 @@ class Progress:
         self.kd_steps = 0
         self.bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,12 @@
-"""Two threads and the project's root on the path, for every test."""
+"""Two threads and the project's folders on the path, for every test; how to run a script."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+# On a machine shared with others, threads that spin while they wait cost many times what they gain.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -21,6 +21,9 @@ TINY = [
 ]  # fmt: skip
 
 
+STUDENT = "mobilenetv2"  # it has dropout, which draws from torch's global generator
+
+
 def write_cifar10(root: Path, images_per_file: int = 20):
     """CIFAR-10 in its original format, with random images."""
     folder = root / "cifar-10-batches-py"
@@ -46,8 +49,8 @@ def write_folder(root: Path, splits=("test",), classes=("ant", "bee", "cat"), co
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
 
 
-def write_teacher(path: Path, arch="wrn16_1", num_classes=10, **content):
-    torch.manual_seed(0)
+def write_teacher(path: Path, arch="wrn16_1", num_classes=10, seed=0, **content):
+    torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     network = models.create(arch, num_classes)
     torch.save({"state_dict": network.state_dict(), **content} if content else network.state_dict(), path)
@@ -65,7 +68,7 @@ def digits_run(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("digits")
     write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
     done = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
+        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT, *TINY,
         "--test-teacher", "--export_repository", "--save_dir", "out", cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -92,7 +95,8 @@ def test_a_run_leaves_everything_in_its_folder(digits_run):
     assert summary["last_top1"] == rows[-1]["test_top1"]
     assert summary["best_top1_chosen_on_test_data"] == max(row["test_top1"] for row in rows)
     assert "chosen on test data" in done.stdout
-    assert (run / "log.txt").read_text().splitlines()[-1] in done.stdout
+    said = [line for line in done.stdout.splitlines() if line]
+    assert (run / "log.txt").read_text().splitlines() == said
     assert Image.open(run / "images/epoch-0004.png").width > 500
 
 
@@ -138,7 +142,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    flags = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
+    flags = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT, *TINY,
              "--save_dir", tmp_path / "out"]
     root = Path(models.__file__).parent.parent
     stopped = run_script(str(stopper), root / "bsr_main.py", *flags, cwd=cwd, PYTHONPATH=str(root))
@@ -154,10 +158,41 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
         assert torch.equal(value, continued[key]), key
 
 
+def test_a_run_is_not_continued_with_other_settings_or_in_another_runs_folder(digits_run, tmp_path):
+    cwd, _ = digits_run
+    common = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT, *TINY, "--save_dir"]
+    before = (cwd / "out/metrics.jsonl").read_bytes()
+    other_lr = run_script("bsr_main.py", *common, "out", "--resume", "--lr", 0.01, cwd=cwd)
+    assert_refused(other_lr, "lr was 0.2 and is 0.01")
+    other_teacher = write_teacher(tmp_path / "teacher.pth", seed=1)
+    swapped = ["--resume", "--teacher_ckpt", other_teacher]
+    assert_refused(run_script("bsr_main.py", *common, "out", *swapped, cwd=cwd), "teacher_weights was")
+    (tmp_path / "mine").mkdir()
+    torch.save({"distiller": 1}, tmp_path / "mine/checkpoint.pth")
+    foreign = ["--resume", tmp_path / "mine/checkpoint.pth"]
+    assert_refused(run_script("bsr_main.py", *common, "out", *foreign, cwd=cwd), "holds another run")
+    elsewhere = run_script("bsr_main.py", *common, tmp_path / "new", *foreign, cwd=cwd)
+    assert_refused(elsewhere, "is no checkpoint of such a run")
+    assert (cwd / "out/metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
+    cwd, _ = digits_run
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.txt").write_text("mine")
+    done = run_script(
+        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
+        "--save_dir", tmp_path, "--overwrite", cwd=cwd,
+    )
+    assert_refused(done, "which is not a run's")
+    assert (tmp_path / "images/mine.txt").read_text() == "mine"
+
+
 def test_evaluate_only_scores_the_student_of_a_run(digits_run):
     cwd, _done = digits_run
     scored = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1",
+        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT,
         "--save_dir", "out", "--evaluate_only", cwd=cwd,
     )
     assert scored.returncode == 0, scored.stderr
@@ -284,6 +319,9 @@ BAD_FLAGS = [
     (["--dlw_mode", "dynamik"], "did you mean dynamic?"),
     (["--bath_size", 3], "did you mean --batch_size?"),
     (["--resume", "--overwrite"], "contradict"),
+    (["--seed", 10**30], "not a whole number"),
+    (["--device", "cuda:200"], "no device cuda:200"),
+    (["--save_dir", "x" * 300, "--evaluate_only"], "xxx"),
     (["--device", "tpu"], "use cpu, cuda or cuda:N"),
     (["--gpu", 3], "no device cuda:3"),
     (["--dataset", "digits", "--teacher", "wrn16_1"], "python train_scratch.py --model wrn16_1"),

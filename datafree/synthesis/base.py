@@ -35,7 +35,10 @@ class Synthesizer(ABC):
     """Makes batches of images that the teacher takes for given classes.
 
     Whatever is random is drawn from `rng`; state that lasts from call to call is in `state_dict`.
+    `calls` counts the calls of `synthesize`.
     """
+
+    calls: int = 0
 
     @abstractmethod
     def synthesize(

@@ -62,7 +62,6 @@ class FastMetaSynthesizer(Synthesizer):
         self.meta_optimizer = torch.optim.Adam(
             generator.parameters(), lr=settings.lr_g * settings.steps, betas=ADAM_BETAS
         )
-        self.calls = 0
 
     def synthesize(
         self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step,

@@ -1,0 +1,150 @@
+"""Reading real images: splits, formats, sizes, and files that cannot be read."""
+
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import golden_data as golden
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+
+from datafree import data, prepare
+from datafree.augment import Normalize
+from datafree.datasets import NORMALIZATIONS
+from datafree.errors import UserError
+from datafree.evaluate import evaluate
+from datafree.repository import to_float
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+CPU = torch.device("cpu")
+
+
+def images(split):
+    return split.read(torch.arange(len(split)))
+
+
+def test_digits_are_split_once_and_for_all_by_class():
+    train, test = (data.load("digits", split, "nowhere") for split in ("train", "test"))
+    assert (len(train), len(test)) == (1437, 360)
+    assert images(test).shape == (360, 3, 32, 32)
+    assert set(test.labels.bincount().tolist()) <= {35, 36, 37}
+    mean, std = to_float(images(train)).mean(), to_float(images(train)).std()
+    assert (mean.item(), std.item()) == pytest.approx(
+        (NORMALIZATIONS["digits"][0][0], NORMALIZATIONS["digits"][1][0]), abs=1e-3
+    )
+
+
+def test_cifar100_is_read_from_its_own_files_below_torchdata(tmp_path):
+    folder = tmp_path / "torchdata/cifar-100-python"
+    folder.mkdir(parents=True)
+    pixels = np.arange(2 * 3072, dtype=np.int64).reshape(2, 3072) % 256
+    content = {"data": pixels.astype(np.uint8), "fine_labels": [7, 99]}
+    (folder / "test").write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}))
+    test = data.load("cifar100", "test", tmp_path)
+    assert test.labels.tolist() == [7, 99]
+    assert images(test).flatten(1).tolist() == pixels.tolist()
+    assert test.classes[99] == "c99"
+
+
+def test_svhn_is_read_from_its_own_file(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (32, 32, 3, 2), dtype=np.uint8)
+    savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": np.array([[10], [3]])})
+    test = data.load("svhn", "test", tmp_path)
+    assert test.labels.tolist() == [0, 3]
+    assert np.array_equal(images(test).numpy(), pixels.transpose(3, 2, 0, 1))
+
+
+def write_image(path, size, color, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path, **options)
+
+
+def test_large_image_folders_are_cut_from_the_middle_and_read_as_asked_for(tmp_path):
+    write_image(tmp_path / "imagenette2/val/a/1.png", (500, 300), "red")
+    write_image(tmp_path / "imagenette2/val/b/1.png", (200, 900), "blue")
+    test = data.load("imagenette2", "test", tmp_path)
+    batches = list(test.batches(1, order=torch.tensor([1, 0])))
+    assert [batch.shape for batch, _ in batches] == [(1, 3, 224, 224)] * 2
+    assert [labels.tolist() for _, labels in batches] == [[1], [0]]
+    assert batches[0][0][0, :, 100, 100].tolist() == [0, 0, 255]
+
+
+def test_an_image_folders_size_is_that_of_its_images(tmp_path):
+    write_image(tmp_path / "small/test/a/1.png", (30, 30), "red")
+    write_image(tmp_path / "small/test/b/1.png", (30, 30), "red")
+    write_image(tmp_path / "large/test/a/1.jpg", (400, 300), "red")
+    write_image(tmp_path / "large/test/b/1.jpg", (400, 300), "red")
+    (tmp_path / "small/test/.hidden").mkdir()
+    for name, size in (("small", 28), ("large", 224)):
+        facts = prepare.data_facts("folder", tmp_path / name, "test", "half", None, None, None)
+        assert facts.img_size == size
+        assert facts.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an image", None])
+def test_an_image_that_cannot_be_read_is_named(damage, tmp_path):
+    for name in "ab":
+        write_image(tmp_path / f"test/{name}/1.png", (32, 32), "red")
+    broken = tmp_path / "test/b/1.png"
+    broken.write_bytes(broken.read_bytes()[:60] if damage is None else damage)
+    with pytest.raises(UserError, match=r"cannot read the image .*b/1\.png"):
+        data.load("folder", "test", tmp_path)
+
+
+def test_a_single_class_is_refused(tmp_path):
+    write_image(tmp_path / "test/a/1.png", (32, 32), "red")
+    with pytest.raises(UserError, match="2 or more"):
+        prepare.data_facts("folder", tmp_path, "test", "half", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "expected"),
+    [
+        ("imagenet", None, NORMALIZATIONS["imagenet"]),
+        ("0.1,0.2,0.3", "0.4,0.5,0.6", ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
+        (None, None, NORMALIZATIONS["digits"]),
+    ],
+)
+def test_normalisation_by_name_by_numbers_or_by_default(mean, std, expected):
+    facts = prepare.data_facts("digits", "nowhere", "test", mean, std, None, None)
+    assert (facts.mean, facts.std) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [("imagnet", None), ("1,2", None), ("a,b,c", None), (None, "0,1,1"), ("nan,0,0", None)]
+)
+def test_a_normalisation_that_makes_no_sense_is_refused(mean, std):
+    with pytest.raises(UserError):
+        prepare.data_facts("digits", "nowhere", "test", mean, std, None, None)
+
+
+def test_normalisation_and_flips_recorded_with_a_teacher_are_used_unless_flags_say_otherwise():
+    content = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "img_size": 32, "flip": True, "other": 1}
+    recorded = prepare.recorded_facts(content)
+    assert prepare.recorded_facts({"facts": content}) == recorded
+    facts = prepare.data_facts("digits", "nowhere", "test", None, None, None, None, recorded)
+    assert (facts.mean, facts.std, facts.flip) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True)
+    facts = prepare.data_facts("digits", "nowhere", "test", "half", None, None, False, recorded)
+    assert (facts.mean, facts.flip) == ((0.5, 0.5, 0.5), False)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the public ResNets and CIFAR-10 (JPEG) beside us")
+def test_public_resnets_classify_cifar10_jpeg_as_recorded(tmp_path):
+    with tarfile.open(SHARED / "data/cifar10_jpeg.tar.xz") as archive:
+        members = [member for member in archive if member.name.lstrip("./").startswith("test/")]
+        archive.extractall(tmp_path, members, filter="data")
+    test = data.load("folder", "test", tmp_path)
+    normalize = Normalize(*NORMALIZATIONS["imagenet"])
+    for arch, expected in json.loads((golden.FOLDER / "he_resnet.json").read_text()).items():
+        file = SHARED / "teachers" / expected["file"]
+        content = prepare.read_teacher("folder", arch, str(file))[1]
+        teacher = prepare.load_teacher(arch, 10, file, content, CPU)
+        with torch.no_grad():
+            logits = teacher(normalize(to_float(images(test)[:8])))
+        np.testing.assert_allclose(logits, expected["logits_first8"], atol=1e-3)
+        assert abs(evaluate(teacher, test, normalize, CPU).correct - expected["correct"]) <= 3

@@ -1,0 +1,171 @@
+"""What happens in which epoch, on the real loop with a synthesizer that makes noise at once."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from datafree.augment import Augment, Normalize
+from datafree.distill import Distiller, DistillSettings
+from datafree.evaluate import Evaluation
+from datafree.repository import SampleRepository
+from datafree.synthesis.base import Synthesis, Synthesizer
+
+B, EPOCHS, WARMUP = 24, 10, 2
+
+
+class Noise(Synthesizer):
+    """Samples of class 0 mostly, a few of them far from the rest; losses as told."""
+
+    def __init__(self, rng, losses):
+        self.rng, self.losses, self.asked, self.alphas = rng, losses, [], []
+
+    def synthesize(self, targets, oh_weight, on_step=None):
+        adv, bn = self.losses[self.calls]
+        self.calls += 1
+        self.asked.append(targets)
+        self.alphas.append(oh_weight)
+        labels = torch.arange(B) % 3 // 2  # 0 0 1 0 0 1 ...
+        features = torch.randn(B, 2, generator=self.rng)
+        features[:4] *= 100
+        terms = {"total": 1.0, "oh": 1.0, "bn": bn, "adv": adv}
+        images = torch.rand(B, 3, 8, 8, generator=self.rng)
+        return Synthesis(images, labels, features, torch.full((B,), 0.5), terms, {})
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class Recorder(Distiller):
+    """Notes the order in which the parts of an epoch are used."""
+
+    def watch(self):
+        self.events = []
+        for owner, name, event in [
+            (self.dlw, "update", "dlw"), (self.synthesizer, "synthesize", "synthesis"),
+            (self.repository, "remove", "iho"), (self.blg, "update", "blg"), (self, "_distill", "kd"),
+            (self, "evaluate", "evaluate"), (self.scheduler, "step", "schedule"),
+        ]:  # fmt: skip
+            setattr(owner, name, self._noting(getattr(owner, name), event))
+
+    def _noting(self, function, event):
+        def noted(*args):
+            self.events.append(event)
+            return function(*args)
+
+        return noted
+
+
+def distiller(losses=((1.0, 1.0),) * 99, **changes):
+    torch.manual_seed(0)
+    settings = {
+        "epochs": EPOCHS, "warmup": WARMUP, "kd_steps": 2, "ep_steps": 2, "batch_size": 8,
+        "synthesis_batch_size": B, "lr": 0.2, "momentum": 0.9, "weight_decay": 0.0, "temperature": 20.0,
+        "oh": 0.7, "dlw": True, "blg": True, "iho": True, "dlw_mode": "dynamic", "oh_min": 0.5,
+        "oh_max": 1.0, "oh_step": 0.1, "oh_memory_size": 8, **changes,
+    }  # fmt: skip
+    rng = torch.Generator().manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(2))
+    made = Recorder(
+        teacher, student, Noise(rng, losses), SampleRepository((3, 8, 8), 2, 3),
+        Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True), DistillSettings(**settings), rng,
+        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
+    )
+    made.watch()
+    return made
+
+
+def run(made, epochs=EPOCHS):
+    rows, events = [], []
+    for epoch in range(epochs):
+        made.events.clear()
+        rows.append(made.run_epoch(epoch))
+        events.append(list(made.events))
+    return rows, events
+
+
+def test_the_parts_of_an_epoch_are_used_in_the_order_of_the_algorithm():
+    _, events = run(distiller())
+    pruning = ["dlw", "synthesis", "iho", "blg", "kd", "evaluate", "schedule"]
+    assert events[0] == ["dlw", "synthesis", "evaluate"]
+    assert events[1] == ["dlw", "synthesis"]  # the student is as it was, and so is its accuracy
+    assert events[2:5] == [pruning] * 3
+    assert events[5:] == [[e for e in pruning if e != "iho"]] * 5  # IHO rests in the last five
+
+
+def test_iho_removes_samples_only_between_the_warmup_and_the_last_five_epochs():
+    rows, _ = run(distiller())
+    assert [row["removed"] > 0 for row in rows] == [2 <= epoch < 5 for epoch in range(EPOCHS)]
+    assert [row["added"] for row in rows] == [B] * EPOCHS
+    for before, after in itertools.pairwise(rows):
+        assert after["repository"] == before["repository"] + after["added"] - after["removed"]
+
+
+def test_nothing_is_pruned_with_iho_off_but_the_spread_is_measured_all_the_same():
+    rows, _ = run(distiller(iho=False))
+    assert {row["removed"] for row in rows} == {0}
+    assert rows[1]["lof_outside_share"] is None
+    assert rows[-1]["lof_outside_share"] > 0
+
+
+def test_blg_asks_for_what_is_short_once_the_warmup_is_over():
+    made = distiller()
+    run(made)
+    early, late = torch.cat(made.synthesizer.asked[:3]), torch.cat(made.synthesizer.asked[3:])
+    assert (early == 0).any()  # uniform: there have been no counts yet
+    assert not (late == 0).any()  # class 0 is the fullest, class 2 always empty
+    assert (late == 2).sum() > (late == 1).sum() > 0
+
+
+def test_blg_sees_the_counts_that_iho_left():
+    made = distiller()
+    rows, _ = run(made, 4)
+    assert rows[-1]["removed"] > 0
+    assert made.blg.counts.tolist() == rows[-1]["counts"]
+
+
+def test_labels_stay_uniform_with_blg_off():
+    made = distiller(blg=False)
+    run(made)
+    shares = torch.cat(made.synthesizer.asked).bincount(minlength=3) / (B * EPOCHS)
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
+
+
+def test_alpha_grows_in_the_epoch_after_two_new_minima_and_not_in_the_warmup():
+    losses = [(5 - e, 5 - e) for e in range(5)] + [(9, 9)] * 5
+    made = distiller(losses)
+    rows, _ = run(made)
+    expected = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9]
+    assert [row["alpha"] for row in rows] == pytest.approx(expected)
+    assert made.synthesizer.alphas == pytest.approx(expected)
+
+
+def test_alpha_is_constant_with_dlw_off():
+    rows, _ = run(distiller(dlw=False))
+    assert {row["alpha"] for row in rows} == {0.7}
+
+
+def test_the_learning_rate_falls_by_a_cosine_after_the_warmup():
+    rows, _ = run(distiller())
+    span = EPOCHS - WARMUP
+    cosine = [2e-4 + 0.5 * (0.2 - 2e-4) * (1 + math.cos(math.pi * t / span)) for t in range(span)]
+    assert [row["lr"] for row in rows] == pytest.approx([0.2, 0.2, *cosine])
+
+
+def test_more_rounds_than_one_make_an_epoch():
+    _, events = run(distiller(ep_steps=5), 3)
+    assert events[0] == ["dlw", "synthesis", "synthesis", "evaluate"]
+    assert events[2] == ["dlw", *["synthesis", "iho", "blg", "kd"] * 2, "evaluate", "schedule"]
+
+
+def test_skipping_epochs_advances_the_schedule_and_the_count_of_calls():
+    whole, skipped = distiller(), distiller()
+    rows, _ = run(whole)
+    skipped.skip_to(6)
+    assert skipped.run_epoch(6)["lr"] == pytest.approx(rows[6]["lr"])
+    assert skipped.synthesizer.calls == 7
