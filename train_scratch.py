@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
     group.add_argument("--batch_size", type=positive_int, default=128, help="images a step")
     group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
     group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
                        help="weight decay")
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")

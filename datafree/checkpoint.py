@@ -42,16 +42,19 @@ def read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "it holds Python objects, which could run code, and is not loaded"
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            reason = "it is damaged or not a PyTorch checkpoint"
-        raise UserError(f"cannot load {path}: {reason}; save a plain state dict instead") from error
+        if "GLOBAL" in str(error):
+            raise UserError(
+                f"cannot load {path}: it holds Python objects, which could run code; save a plain state dict"
+            ) from error
+        raise UserError(_damaged(path)) from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): check the path") from error
     except Exception as error:  # torch raises many kinds for files that are not what they claim
-        raise UserError(
-            f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew"
-        ) from error
+        raise UserError(_damaged(path)) from error
+
+
+def _damaged(path: Path) -> str:
+    return f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew"
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
