@@ -20,6 +20,7 @@ from datafree.errors import UserError
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
 from datafree.repository import SampleRepository, to_float
+from datafree.streams import RandomStreams
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
 
 LAST_UNPRUNED = 5  # IHO rests in this many last epochs
@@ -61,25 +62,25 @@ class Distiller:
     """Teacher, student, synthesizer and repository, and what an epoch does with them.
 
     Args:
-        teacher: frozen, in eval mode, on the device of `rng`.
+        teacher: frozen, in eval mode, on the device of `streams`.
         student: what is trained.
         synthesizer: makes the samples.
         repository: holds them; empty, or as a checkpoint left it.
-        augment: maps images in [0, 1] and `rng` to what the networks see.
+        augment: maps images in [0, 1] and a generator to what the networks see.
         settings: see `DistillSettings`.
-        rng: source of everything random.
+        streams: sources of everything random; the synthesizer draws from `streams.synthesis`.
         evaluate: scores the student on test images.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer,
         repository: SampleRepository, augment: Augment, settings: DistillSettings,
-        rng: torch.Generator, evaluate: Callable[[nn.Module], Evaluation],
+        streams: RandomStreams, evaluate: Callable[[nn.Module], Evaluation],
     ):
         s = settings
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
         self.repository, self.augment, self.settings = repository, augment, settings
-        self.rng, self.evaluate = rng, evaluate
+        self.streams, self.evaluate = streams, evaluate
         self.dlw = DynamicLossWeight(
             s.oh_min, s.oh_max, s.oh_step, s.oh_memory_size, s.warmup, s.epochs, s.dlw_mode
         )
@@ -91,7 +92,7 @@ class Distiller:
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, max(1, s.epochs - s.warmup), eta_min=FINAL_LR
         )
-        self.scaler = torch.amp.GradScaler(rng.device.type, enabled=s.fp16)
+        self.scaler = torch.amp.GradScaler(streams.device.type, enabled=s.fp16)
         self.evaluation: Evaluation | None = None
         self._seconds: dict[str, float] = {}
 
@@ -102,7 +103,7 @@ class Distiller:
         Raises:
             UserError: a loss is no longer finite.
         """
-        s, rng = self.settings, self.rng
+        s = self.settings
         warming_up = epoch < s.warmup
         kd_loss, spread, added, removed = math.nan, None, 0, 0
         lr = self.optimizer.param_groups[0]["lr"]
@@ -114,7 +115,7 @@ class Distiller:
         for _ in range(s.rounds):
             # 2. Synthesis adds one batch to the repository.
             with self._phase("synthesis"):
-                targets = self.blg.draw(s.synthesis_batch_size, rng)
+                targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
                 new = self.synthesizer.synthesize(targets, alpha, on_step)
                 self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g")
                 self.repository.add(new.images, new.labels, new.features, new.margins)
@@ -172,11 +173,11 @@ class Distiller:
 
     def _distill(self, on_step: OnStep) -> float:
         """`kd_steps` steps of knowledge distillation; returns the mean loss."""
-        s = self.settings
+        s, rng = self.settings, self.streams.distillation
         self.student.train()
-        total = torch.zeros(2, device=self.rng.device)  # losses, and how many there are
-        for images in self.repository.batches(s.batch_size, s.kd_steps, self.rng):
-            loss = self.kd_step(self.augment(to_float(images), self.rng))
+        total = torch.zeros(2, device=rng.device)  # losses, and how many there are
+        for images in self.repository.batches(s.batch_size, s.kd_steps, rng):
+            loss = self.kd_step(self.augment(to_float(images), rng))
             pair = torch.stack([loss, torch.ones_like(loss)])
             # The scaler skips steps that overflow in half precision; they are no sign of divergence.
             total += torch.where(loss.isfinite(), pair, 0) if s.fp16 else pair
@@ -206,8 +207,8 @@ class Distiller:
         """Adds the seconds that the block takes, the device's work included, to those of a phase."""
         start = time.perf_counter()
         yield
-        if self.rng.device.type == "cuda":
-            torch.cuda.synchronize(self.rng.device)
+        if self.streams.device.type == "cuda":
+            torch.cuda.synchronize(self.streams.device)
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     @staticmethod
@@ -234,8 +235,7 @@ class Distiller:
             "dlw": self.dlw.state_dict(),
             "blg": self.blg.state_dict(),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
-            "rng": self.rng.get_state(),
-            "global_rng": _global_rng_states(self.rng.device),  # for dropout in the student
+            "streams": self.streams.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -248,16 +248,7 @@ class Distiller:
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
         self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
-        self.rng.set_state(state["rng"])
-        cpu, *cuda = state["global_rng"]
-        torch.set_rng_state(cpu)
-        if cuda and self.rng.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda[0], self.rng.device)
-
-
-def _global_rng_states(device: torch.device) -> list[Tensor]:
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
+        self.streams.load_state_dict(state["streams"])
 
 
 def _finite(value: float) -> float | None:

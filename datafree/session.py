@@ -21,6 +21,7 @@ from datafree.evaluate import Evaluation, evaluate
 from datafree.penultimate import PenultimateFeatures
 from datafree.record import RunFolder, environment, refuse_existing
 from datafree.repository import SampleRepository
+from datafree.streams import RandomStreams
 from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
 from models.generator import Generator
 
@@ -109,7 +110,7 @@ class Session:
 
     def _build_distiller(self) -> Distiller:
         a, size = self.args, self.facts.img_size
-        rng = torch.Generator(self.device).manual_seed(a.seed)
+        streams = RandomStreams(a.seed, self.device)
         generator = Generator(nz=256, ngf=64, img_size=size)
         generator = generator.to(self.device, memory_format=torch.channels_last)
         synthesizer = FastMetaSynthesizer(
@@ -118,7 +119,7 @@ class Session:
                 a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0),
                 bool(a.reset_bn), bool(a.is_maml),
             ),
-            rng,
+            streams.synthesis,
         )
         repository = SampleRepository(
             (3, size, size), PenultimateFeatures(self.teacher).dim, self.facts.num_classes, self.device
@@ -129,7 +130,8 @@ class Session:
             a.oh_step, a.oh_memory_size, a.fp16,
         )
         return Distiller(
-            self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, rng, self.score
+            self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, streams,
+            self.score,
         )
 
     @cached_property

@@ -11,6 +11,7 @@ from datafree.augment import Augment, Normalize
 from datafree.distill import Distiller, DistillSettings
 from datafree.evaluate import Evaluation
 from datafree.repository import SampleRepository
+from datafree.streams import RandomStreams
 from datafree.synthesis.base import Synthesis, Synthesizer
 
 B, EPOCHS, WARMUP = 24, 10, 2
@@ -69,11 +70,11 @@ def distiller(losses=((1.0, 1.0),) * 99, **changes):
         "oh": 0.7, "dlw": True, "blg": True, "iho": True, "dlw_mode": "dynamic", "oh_min": 0.5,
         "oh_max": 1.0, "oh_step": 0.1, "oh_memory_size": 8, **changes,
     }  # fmt: skip
-    rng = torch.Generator().manual_seed(0)
+    streams = RandomStreams(0)
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(2))
     made = Recorder(
-        teacher, student, Noise(rng, losses), SampleRepository((3, 8, 8), 2, 3),
-        Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True), DistillSettings(**settings), rng,
+        teacher, student, Noise(streams.synthesis, losses), SampleRepository((3, 8, 8), 2, 3),
+        Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True), DistillSettings(**settings), streams,
         lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
     )
     made.watch()
@@ -143,6 +144,17 @@ def test_alpha_grows_in_the_epoch_after_two_new_minima_and_not_in_the_warmup():
     expected = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9]
     assert [row["alpha"] for row in rows] == pytest.approx(expected)
     assert made.synthesizer.alphas == pytest.approx(expected)
+
+
+def test_what_one_part_draws_does_not_move_the_others():
+    made = [distiller(), distiller(kd_steps=1, ep_steps=1, blg=False)]
+    for one in made:
+        run(one, 4)
+    images = [one.repository.images(torch.arange(B)) for one in made]
+    assert torch.equal(*images)
+    states = [one.streams.synthesis.get_state() for one in made]
+    assert torch.equal(*states)
+    assert not torch.equal(*(one.streams.distillation.get_state() for one in made))
 
 
 def test_alpha_is_constant_with_dlw_off():

@@ -15,6 +15,7 @@ from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator, local_outlier_factors
 from datafree.penultimate import PenultimateFeatures
 from datafree.repository import SampleRepository
+from datafree.streams import RandomStreams
 from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
 from models.generator import Generator
 
@@ -152,7 +153,7 @@ def test_distillation_steps():
     )
     distiller = Distiller(
         teacher, student, synthesizer=None, repository=SampleRepository((3, 32, 32), 64, 10),
-        augment=None, settings=settings, rng=torch.Generator(), evaluate=None,
+        augment=None, settings=settings, streams=RandomStreams(0), evaluate=None,
     )
     for step in ALGORITHM["kd"]["steps"]:
         images = golden.random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
