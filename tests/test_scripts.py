@@ -1,8 +1,11 @@
 """The two scripts as users run them: whole jobs on tiny budgets, and bad input."""
 
 import json
+import os
 import pickle
 import re
+import shlex
+import subprocess
 import time
 from pathlib import Path
 
@@ -241,6 +244,22 @@ def test_published_commands_word_for_word_with_a_few_steps(tmp_path):
     )
     assert distilled.returncode == 0, distilled.stderr
     assert (tmp_path / "run/bsr-cifar10-resnet34-resnet18-seed0/summary.json").is_file()
+
+
+def test_the_table_script_prints_twelve_commands_that_parse():
+    import bsr_main
+
+    printed = subprocess.run(
+        ["bash", bsr_main.__file__.replace("bsr_main.py", "scripts/bsr.sh")],
+        env={**os.environ, "DRY_RUN": "1", "DATA_ROOT": "somewhere"},
+        capture_output=True, text=True, check=True,
+    )
+    commands = [shlex.split(line)[3:] for line in printed.stdout.splitlines()]
+    assert len(commands) == 12
+    for command in commands:
+        args = bsr_main.build_parser().parse_args(command)
+        assert bsr_main.resolve(args) == []
+        assert (args.data_root, args.epochs, args.T) == ("somewhere", 420, 20.0)
 
 
 def test_training_images_are_never_opened(tmp_path):
