@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     group.add_argument("--teacher", type=arch, default="resnet34", help=f"one of {', '.join(models.NAMES)}")
     group.add_argument("--teacher_ckpt", help="its checkpoint; a state dict, bare or under `state_dict` "
                        "(default: checkpoints/pretrained/{dataset}_{teacher}.pth)")
-    group.add_argument("--student", type=arch, default="resnet18", help="as --teacher")
+    group.add_argument("--student", type=arch, default="resnet18", help="the network to train; a name as for --teacher")
     group.add_argument("--pretrained", action="store_true",
                        help="start the student from torchvision's ImageNet weights (*_imagenet only)")
     group.add_argument("--test_teacher", action="store_true",
@@ -104,7 +104,7 @@ def build_parser() -> Parser:
                        help="student steps an epoch; ep_steps // kd_steps syntheses are made")
     group.add_argument("--batch_size", type=positive_int, default=256, help="images a student step")
     group.add_argument("--lr", type=positive_float, default=0.2, help="learning rate of the student (SGD)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="its momentum")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
     group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
                        help="its weight decay")
     group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
