@@ -47,7 +47,7 @@ def build_parser() -> Parser:
     group.add_argument("--teacher", type=arch, default="resnet34", help=f"one of {', '.join(models.NAMES)}")
     group.add_argument("--teacher_ckpt", help="its checkpoint; a state dict, bare or under `state_dict` "
                        "(default: checkpoints/pretrained/{dataset}_{teacher}.pth)")
-    group.add_argument("--student", type=arch, default="resnet18", help="the network to train; a name as for --teacher")
+    group.add_argument("--student", type=arch, default="resnet18", help="what is trained; as for --teacher")
     group.add_argument("--pretrained", action="store_true",
                        help="start the student from torchvision's ImageNet weights (*_imagenet only)")
     group.add_argument("--test_teacher", action="store_true",
