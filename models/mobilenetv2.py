@@ -1,4 +1,6 @@
-"""MobileNetV2 (Sandler et al., CVPR 2018), under the keys of the published DFKD code."""
+"""MobileNetV2 (Sandler et al., CVPR 2018) as the published DFKD code has it: under its keys, and with a
+stage's stride on the expansion as well as on the depthwise convolution. A stage of stride 2 therefore
+divides height and width by 4, and images of 32 pixels are single points from the third stage on."""
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ class InvertedResidual(nn.Module):
         hidden = in_channels * expansion
         # Index 0 stays empty without expansion, so that the keys of the other two do not move.
         self.block1 = nn.Sequential(
-            BaseConv(in_channels, hidden, 1) if expansion != 1 else nn.Sequential(),
+            BaseConv(in_channels, hidden, 1, stride) if expansion != 1 else nn.Sequential(),
             BaseConv(hidden, hidden, 3, stride, groups=hidden),
             BaseConv(hidden, out_channels, 1, relu=False),
         )

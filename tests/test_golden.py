@@ -52,13 +52,7 @@ def test_he_resnets_have_the_keys_of_the_public_checkpoints(arch):
     assert sum(p.numel() for p in network.parameters()) == HE_RESNETS[arch]["params"]
 
 
-# The published mobilenetv2 has the keys of ours, and outputs that no forward pass we know of gives.
-UNKNOWN_FORWARD = pytest.mark.xfail(strict=True, reason="the published forward pass is not known")
-
-
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=UNKNOWN_FORWARD) if a == "mobilenetv2" else a for a in MODELS]
-)
+@pytest.mark.parametrize("arch", MODELS)
 def test_network_reproduces_logits_and_penultimate_features(arch):
     network = golden.fill(models.create(arch, 10), "")
     images = torch.from_numpy(golden.random_state(0).random_sample((4, 3, 32, 32)))
