@@ -28,6 +28,11 @@ class Normalize:
         return (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
 
 
+def is_small(images: Tensor) -> bool:
+    """Whether images (N, C, H, W) are padded and cropped rather than resized."""
+    return max(images.shape[2:]) <= 32
+
+
 class Augment:
     """Random crop, horizontal flip and normalisation of images (N, C, H, W) in [0, 1].
 
@@ -44,14 +49,37 @@ class Augment:
         self.flip = flip
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, C, H, W) as given, or float32 in channels-last layout for stored images, which are uint8."""
+        if images.dtype == torch.uint8:
+            return self._stored(images, generator)
         return self.normalize(self.warp(images, generator))
+
+    def _stored(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The same of uint8 images, without gradients: whole-pixel crops are taken in 8 bits."""
+        if not is_small(images):
+            return self(images.float().div_(255), generator)
+        n, channels, height, width = images.shape
+        shift_y, shift_x = self._pixel_shifts(n, generator)
+        padded = F.pad(images, (PADDING,) * 4)
+        if self.flip:
+            flipped = torch.rand(n, generator=generator, device=images.device) < 0.5
+            padded = torch.where(flipped[:, None, None, None], padded.flip(3), padded)
+            shift_x = torch.where(flipped, -shift_x, shift_x)
+        rows = torch.arange(height, device=images.device) + (PADDING + shift_y)[:, None]
+        columns = torch.arange(width, device=images.device) + (PADDING + shift_x)[:, None]
+        pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
+        pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+        cropped = padded.flatten(2).gather(2, pixels).view(images.shape)
+        cropped = cropped.to(torch.float32, memory_format=torch.channels_last)
+        return self.normalize(cropped.div_(255))
 
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crop and flip without normalising; (N, C, H, W) as given."""
         n, height, width = len(images), images.shape[2], images.shape[3]
-        small = max(height, width) <= 32
+        small = is_small(images)
         if small:
-            shift_y, shift_x = self._padded_crop(n, height, width, generator)
+            pixels = self._pixel_shifts(n, generator)
+            shift_y, shift_x = pixels[0] * (2 / height), pixels[1] * (2 / width)  # images span -1 .. 1
             scale_y = scale_x = torch.ones(n, device=images.device)
         else:
             (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, generator)
@@ -66,14 +94,9 @@ class Augment:
         return F.grid_sample(images, grid, mode, padding_mode="zeros", align_corners=False)
 
     @staticmethod
-    def _padded_crop(
-        n: int, height: int, width: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Shifts by -4 .. 4 pixels, in the units of `affine_grid` (the image spans -1 .. 1)."""
-        pixels = torch.randint(
-            -PADDING, PADDING + 1, (2, n), generator=generator, device=generator.device
-        )
-        return pixels[0] * (2 / height), pixels[1] * (2 / width)
+    def _pixel_shifts(n: int, generator: torch.Generator) -> Tensor:
+        """By how many pixels images are shifted down and to the right, int64 (2, n)."""
+        return torch.randint(-PADDING, PADDING + 1, (2, n), generator=generator, device=generator.device)
 
     @staticmethod
     def _resized_crop(

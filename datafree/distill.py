@@ -19,7 +19,7 @@ from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
-from datafree.repository import SampleRepository, to_float
+from datafree.repository import SampleRepository
 from datafree.streams import RandomStreams
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
 
@@ -126,10 +126,9 @@ class Distiller:
 
             # 3. IHO prunes the repository.
             with self._phase("iho"):
-                labels = self.repository.labels
-                spread = self.iho.measure(self.repository.features, labels)
+                spread = self.iho.measure(self.repository.table())
                 if s.iho and epoch < s.epochs - LAST_UNPRUNED:
-                    pruned = self.iho.select(spread, labels)
+                    pruned = self.iho.select(spread, self.repository.labels)
                     self.repository.remove(pruned)
                     removed += len(pruned)
 
@@ -177,7 +176,7 @@ class Distiller:
         self.student.train()
         total = torch.zeros(2, device=rng.device)  # losses, and how many there are
         for images in self.repository.batches(s.batch_size, s.kd_steps, rng):
-            loss = self.kd_step(self.augment(to_float(images), rng))
+            loss = self.kd_step(self.augment(images, rng))
             pair = torch.stack([loss, torch.ones_like(loss)])
             # The scaler skips steps that overflow in half precision; they are no sign of divergence.
             total += torch.where(loss.isfinite(), pair, 0) if s.fp16 else pair

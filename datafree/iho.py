@@ -8,80 +8,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datafree.neighbours import NeighbourLists, SlotTable
+
 NEIGHBOURS = 10
 
 
-def local_outlier_factors(features: Tensor, k: int = NEIGHBOURS, chunk: int = 2048) -> Tensor:
-    """Local outlier factors (Breunig et al., SIGMOD 2000, definitions 3 to 7) of the rows of one set.
+def outlier_factors(distances: Tensor, neighbours: Tensor) -> Tensor:
+    """Local outlier factors (Breunig et al., SIGMOD 2000, definitions 3 to 7) from neighbour lists.
 
     About 1: as densely surrounded as its neighbours; far above: an outlier; below: crowded. Equal to
     scikit-learn's `-LocalOutlierFactor(k).fit(x).negative_outlier_factor_`, ties between equidistant
     neighbours aside.
 
     Args:
-        features: (N, D) with N > k, any float dtype and device; computed in float64, since distances
-            between close points are differences of large numbers.
-        k: neighbours (Euclidean).
-        chunk: rows of the distance matrix held at a time, which bounds memory to chunk x N.
+        distances: (N, k), floating point, ascending.
+        neighbours: (N, k), int64: rows of the neighbours in these same lists.
 
     Returns:
-        float64 (N,).
-
-    Raises:
-        ValueError: not more than k rows.
+        (N,), of the dtype of `distances`.
     """
-    count = len(features)
-    if count <= k:
-        raise ValueError(f"{k} neighbours need more than {k} samples, not {count}")
-    x = features.double()
-    x = x - x.mean(0)  # distances stay, and cancellation in them shrinks
-    distances, neighbours = [], []
-    for start in range(0, count, chunk):
-        rows = torch.cdist(x[start : start + chunk], x)
-        own = torch.arange(len(rows), device=x.device)
-        rows[own, own + start] = math.inf  # nobody is a neighbour of itself
-        nearest = rows.topk(k, largest=False)
-        distances.append(nearest.values)
-        neighbours.append(nearest.indices)
-    distance, neighbour = torch.cat(distances), torch.cat(neighbours)
-    k_distance = distance[:, -1]
-    reachability = torch.maximum(distance, k_distance[neighbour])
+    reachability = torch.maximum(distances, distances[:, -1][neighbours])
     density = 1 / (reachability.mean(1) + 1e-10)  # the constant: duplicates have distance 0
-    return (density[neighbour] / density[:, None]).mean(1)
-
-
-@dataclass(frozen=True)
-class ClassSpread:
-    """How evenly the samples of one class are spread."""
-
-    factors: Tensor  # local outlier factors, float64 (N,), in the order of the samples
-    relative_iqr: float  # interquartile range over median of the factors
-    outside: Tensor  # bool (N,): strictly outside the whiskers
-
-
-def class_spread(features: Tensor, k: int = NEIGHBOURS) -> ClassSpread:
-    """Local outlier factors of one class, (N, D) with N > k, and which lie outside Tukey's whiskers
-    `[q1 - 1.5 IQR, q3 + 1.5 IQR]` (BSR, section on IHO; linear percentiles as NumPy's)."""
-    factors = local_outlier_factors(features, k)
-    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=factors.dtype, device=factors.device)
-    q1, median, q3 = torch.quantile(factors, quartiles)
-    iqr = q3 - q1
-    outside = (factors < q1 - 1.5 * iqr) | (factors > q3 + 1.5 * iqr)
-    return ClassSpread(factors, (iqr / median).item(), outside)
+    return density[neighbours].mean(1) / density
 
 
 @dataclass(frozen=True)
 class Spread:
     """How evenly the samples of all classes are spread within them."""
 
+    factors: Tensor  # (N,) float64, local outlier factors, oldest sample first; NaN in classes too small
     outside: Tensor  # indices of the samples outside their class's whiskers, int64, ascending
-    relative_iqr: float  # mean over the classes scored; NaN when none was
+    relative_iqr: float  # interquartile range over median, mean over the classes scored; NaN when none was
     outside_share: float  # of the samples scored; NaN when none was
 
 
 class HomogeneityOperator:
-    """Finds the samples to prune: those outside the whiskers of their class, outliers and crowded
-    ones alike, oldest first.
+    """Finds the samples to prune: those strictly outside Tukey's whiskers `[q1 - 1.5 IQR, q3 + 1.5 IQR]`
+    of the outlier factors of their class, outliers and crowded ones alike, oldest first (BSR, section on
+    IHO; linear percentiles as NumPy's).
 
     Args:
         num_classes: C.
@@ -93,33 +57,55 @@ class HomogeneityOperator:
         self.num_classes = num_classes
         self.k = k
         self.limit = math.ceil(batch_size / num_classes) + 1
+        self.lists = NeighbourLists(k)
 
-    def measure(self, features: Tensor, labels: Tensor) -> Spread:
-        """Score every class with more than k samples.
-
-        Args:
-            features: (N, D) in the order in which the samples were stored.
-            labels: (N,), int64.
-        """
-        outside, relative_iqrs, scored = [], [], 0
-        for label in range(self.num_classes):
-            members = (labels == label).nonzero().squeeze(1)
-            if len(members) <= self.k:
-                continue
-            spread = class_spread(features[members], self.k)
-            outside.append(members[spread.outside])
-            relative_iqrs.append(spread.relative_iqr)
-            scored += len(members)
-        if not scored:
-            return Spread(labels.new_zeros(0), math.nan, math.nan)
-        found = torch.cat(outside).sort().values
-        mean_iqr = sum(relative_iqrs) / len(relative_iqrs)
-        return Spread(found, mean_iqr, len(found) / scored)
+    def measure(self, table: SlotTable) -> Spread:
+        """Score every class with more than k samples. What a call finds out about neighbours is kept, so
+        that the next one has only the difference to do; the result does not depend on the calls before."""
+        self.lists.update(table)
+        slots = table.slots
+        labels = table.labels[slots]
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        scored = (counts[labels] > self.k).nonzero().squeeze(1)
+        factors = torch.full((len(slots),), math.nan, dtype=torch.float64, device=slots.device)
+        if not len(scored):
+            return Spread(factors, scored, math.nan, math.nan)
+        place = torch.empty_like(table.labels)  # of a slot among those scored
+        place[slots[scored]] = torch.arange(len(scored), device=slots.device)
+        distances = self.lists.distances[slots[scored], : self.k]
+        neighbours = place[self.lists.neighbours[slots[scored], : self.k]]
+        factors[scored] = outlier_factors(distances, neighbours)
+        q1, median, q3 = class_quartiles(factors[scored], labels[scored], counts * (counts > self.k))
+        iqr = q3 - q1
+        low, high = (q1 - 1.5 * iqr)[labels], (q3 + 1.5 * iqr)[labels]
+        outside = ((factors < low) | (factors > high)).nonzero().squeeze(1)
+        relative_iqr = (iqr / median)[counts > self.k].mean().item()
+        return Spread(factors, outside, relative_iqr, len(outside) / len(scored))
 
     def select(self, spread: Spread, labels: Tensor) -> Tensor:
         """Indices of the samples to remove, ascending: at most `ceil(B / C) + 1` of each class, the
-        ones stored first."""
-        chosen = []
-        for label in range(self.num_classes):
-            chosen.append(spread.outside[labels[spread.outside] == label][: self.limit])
-        return torch.cat(chosen).sort().values
+        ones stored first. `labels`: (N,) int64, oldest sample first."""
+        outside = spread.outside
+        by_class = labels[outside].sort(stable=True)
+        counts = torch.bincount(by_class.values, minlength=self.num_classes)
+        starts = counts.cumsum(0) - counts
+        rank = torch.arange(len(outside), device=outside.device) - starts[by_class.values]
+        return outside[by_class.indices[rank < self.limit]].sort().values
+
+
+def class_quartiles(values: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First quartile, median and third quartile of the values (N,) of each class, (C,) each, by linear
+    interpolation; NaN where a class has no values. `counts` (C,) says how many each has."""
+    by_value = values.sort()
+    by_class = by_value.values[labels[by_value.indices].sort(stable=True).indices]
+    starts = counts.cumsum(0) - counts
+    quartiles = []
+    for share in (0.25, 0.5, 0.75):
+        position = share * (counts - 1).clamp(min=0).to(values.dtype)
+        below = position.floor().long()
+        last = len(values) - 1
+        lower = by_class[(starts + below).clamp(max=last)]
+        upper = by_class[(starts + torch.minimum(below + 1, (counts - 1).clamp(min=0))).clamp(max=last)]
+        quartile = lower + (upper - lower) * (position - below)
+        quartiles.append(quartile.masked_fill(counts == 0, math.nan))
+    return quartiles[0], quartiles[1], quartiles[2]

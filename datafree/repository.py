@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from datafree.neighbours import SlotTable
+from datafree.sample_log import SampleLog
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0, 1] as 8 bits a channel: 255 times the value, truncated."""
@@ -21,36 +24,57 @@ def to_float(images: Tensor) -> Tensor:
 class SampleRepository:
     """Images with their labels, penultimate features and margins, in the order they were stored.
 
-    Rows lie in fixed slots that grow by doubling: adding and removing never moves an image.
+    Rows lie in fixed slots that grow by doubling: adding and removing never moves an image. Images beyond
+    `resident_bytes` lie in the log alone. Of several processes each keeps the images of every
+    `world_size`-th sample and draws its batches from these, while labels and features of all are everywhere.
 
     Args:
         image_shape: (C, H, W).
         feature_dim: length of a feature vector.
         num_classes: labels are 0 .. num_classes - 1.
         device: where everything lies.
+        log: where samples are written as well.
+        resident_bytes: of images kept on the device; None for all. Needs a log.
+        rank, world_size: which process this is, and of how many.
     """
 
     def __init__(
         self, image_shape: tuple[int, int, int], feature_dim: int, num_classes: int,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", log: SampleLog | None = None,
+        resident_bytes: int | None = None, rank: int = 0, world_size: int = 1,
     ):
         self.num_classes = num_classes
         self.device = torch.device(device)
+        self.log, self.rank, self.world_size = log, rank, world_size
+        image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
+        self._room = None if resident_bytes is None else resident_bytes // image_bytes  # in images
+        self._image_shape, self._feature_dim = image_shape, feature_dim
+        self._clear()
+
+    def _clear(self) -> None:
+        def none(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.empty((0, *shape), dtype=dtype, device=self.device)
+
+        self.stored = 0  # samples, ever
         self._rows = {
-            "images": torch.empty((0, *image_shape), dtype=torch.uint8, device=device),
-            "labels": torch.empty(0, dtype=torch.long, device=device),
-            "features": torch.empty((0, feature_dim), device=device),
-            "margins": torch.empty(0, device=device),
+            "labels": none(),
+            "features": none(self._feature_dim, dtype=torch.float32),
+            "margins": none(dtype=torch.float32),
+            "serials": none(),
+            "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
         }
-        self._order = torch.empty(0, dtype=torch.long, device=device)  # slots, oldest sample first
-        self._free = torch.empty(0, dtype=torch.long, device=device)  # slots that hold no sample
+        self._images = none(*self._image_shape, dtype=torch.uint8)
+        self._order = none()  # slots, oldest sample first
+        self._free = none()  # slots that hold no sample
+        self._free_places = none()  # of `_images`
+        self._spilled = False
 
     def __len__(self) -> int:
         return len(self._order)
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64, oldest first; so are `features`, `margins` and `images`."""
+        """(N,) int64, oldest first; so are `features` and `margins`."""
         return self._rows["labels"][self._order]
 
     @property
@@ -63,9 +87,15 @@ class SampleRepository:
         """(N,) float32: the teacher's top probability minus its second, in [0, 1]."""
         return self._rows["margins"][self._order]
 
+    def table(self) -> SlotTable:
+        """Features and labels where they lie."""
+        rows = self._rows
+        return SlotTable(rows["features"], rows["labels"], rows["serials"], self._order)
+
     def images(self, indices: Tensor) -> Tensor:
-        """uint8 (len(indices), C, H, W) of the samples at these places of the stored order."""
-        return self._rows["images"][self._order[indices]]
+        """uint8 (len(indices), C, H, W) of the samples at these places of the stored order, which must be
+        this process's own."""
+        return self._at(self._rows["places"][self._order[indices]])
 
     def counts(self) -> Tensor:
         """Samples of each class, int64 (num_classes,)."""
@@ -87,31 +117,55 @@ class SampleRepository:
             raise ValueError(f"labels must be in 0 .. {self.num_classes - 1}")
         if images.dtype != torch.uint8:
             images = to_uint8(images)
-        count = len(images)
+        if self.log:
+            self.log.append(images, labels, features, margins)
+        serials = torch.arange(self.stored, self.stored + len(labels), device=self.device)
+        self._put(images, labels, features, margins, serials)
+        self.stored += len(labels)
+
+    def _put(
+        self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor, serials: Tensor
+    ) -> None:
+        count = len(labels)
         if len(self._free) < count:
-            self._grow(count)
+            capacity = len(self._rows["labels"])
+            larger = max(2 * capacity, capacity + count)
+            self._rows = {name: _grown(rows, larger) for name, rows in self._rows.items()}
+            self._free = torch.cat([self._free, torch.arange(capacity, larger, device=self.device)])
         slots, self._free = self._free[:count], self._free[count:]
-        new = {"images": images, "labels": labels, "features": features, "margins": margins}
+        places = -1 - serials
+        own = (serials % self.world_size == self.rank).nonzero().squeeze(1)
+        room = self._make_room(len(own))
+        self._spilled |= room < len(own)
+        taken, self._free_places = self._free_places[:room], self._free_places[room:]
+        self._images[taken] = images.to(self.device)[own[:room]]
+        places[own[:room]] = taken
+        new = {"labels": labels, "features": features, "margins": margins, "serials": serials,
+               "places": places}  # fmt: skip
         for name, values in new.items():
-            rows = self._rows[name]
-            rows[slots] = values.to(rows)
+            self._rows[name][slots] = values.to(self._rows[name])
         self._order = torch.cat([self._order, slots])
 
-    def _grow(self, count: int) -> None:
-        capacity = len(self._rows["labels"])
-        larger = max(2 * capacity, capacity + count)
-        for name, rows in self._rows.items():
-            grown = rows.new_empty((larger, *rows.shape[1:]))
-            grown[:capacity] = rows
-            self._rows[name] = grown
-        new_slots = torch.arange(capacity, larger, device=self.device)
-        self._free = torch.cat([self._free, new_slots])
+    def _make_room(self, count: int) -> int:
+        """How many of `count` images can be resident; there are as many free places then."""
+        capacity = len(self._images)
+        if len(self._free_places) < count:
+            larger = max(2 * capacity, capacity + count)
+            larger = larger if self._room is None else min(larger, self._room)
+            if larger > capacity:
+                self._images = _grown(self._images, larger)
+                new = torch.arange(capacity, larger, device=self.device)
+                self._free_places = torch.cat([self._free_places, new])
+        return min(count, len(self._free_places))
 
     def remove(self, indices: Tensor) -> None:
         """Drop the samples at these places of the stored order, int64, each at most once."""
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
         keep[indices] = False
-        self._free = torch.cat([self._order[~keep], self._free])
+        slots = self._order[~keep]
+        places = self._rows["places"][slots]
+        self._free = torch.cat([slots, self._free])
+        self._free_places = torch.cat([places[places >= 0], self._free_places])
         self._order = self._order[keep]
 
     def batches(self, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -122,21 +176,59 @@ class SampleRepository:
         Raises:
             ValueError: the repository is empty.
         """
-        if not len(self):
+        places = self._rows["places"][self._order]
+        if self.world_size > 1:
+            places = places[self._rows["serials"][self._order] % self.world_size == self.rank]
+        if not len(places):
             raise ValueError("the repository is empty: synthesise before drawing from it")
-        queue = self._order[:0]
+        queue = places[:0]
         for _ in range(steps):
             while len(queue) < batch_size:
-                shuffle = torch.randperm(len(self), generator=generator, device=self.device)
-                queue = torch.cat([queue, self._order[shuffle]])
+                shuffle = torch.randperm(len(places), generator=generator, device=self.device)
+                queue = torch.cat([queue, places[shuffle]])
             batch, queue = queue[:batch_size], queue[batch_size:]
-            yield self._rows["images"][batch]
+            yield self._at(batch)
+
+    def _at(self, places: Tensor) -> Tensor:
+        if not self._spilled:
+            return self._images[places]
+        images = self._images.new_empty(len(places), *self._image_shape)
+        away = places < 0
+        images[~away] = self._images[places[~away]]
+        if away.any():
+            images[away] = self.log.images(-1 - places[away]).to(self.device)
+        return images
 
     def state_dict(self) -> dict:
-        """The samples without the spare slots, in order."""
-        return {name: rows[self._order] for name, rows in self._rows.items()}
+        """Which samples of the log there are, in order; without a log, the samples themselves."""
+        state = {"stored": self.stored, "serials": self._rows["serials"][self._order]}
+        if self.log:
+            self.log.flush()
+            return state
+        everything = torch.arange(len(self), device=self.device)
+        return {**state, "images": self.images(everything), "labels": self.labels,
+                "features": self.features, "margins": self.margins}  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
-        self._rows = {name: state[name].to(rows) for name, rows in self._rows.items()}
-        self._order = torch.arange(len(state["labels"]), device=self.device)
-        self._free = self._order[:0]
+        """Take the samples of `state_dict` in place of those there are.
+
+        Raises:
+            ValueError: the log lacks some of them.
+        """
+        self._clear()
+        serials = state["serials"].to(self.device)
+        if self.log:
+            self.log.truncate(state["stored"])
+            start = 0
+            for part in self.log.read(serials):
+                self._put(*part, serials[start : start + len(part[1])])
+                start += len(part[1])
+        else:
+            self._put(state["images"], state["labels"], state["features"], state["margins"], serials)
+        self.stored = state["stored"]
+
+
+def _grown(rows: Tensor, capacity: int) -> Tensor:
+    grown = rows.new_empty((capacity, *rows.shape[1:]))
+    grown[: len(rows)] = rows
+    return grown

@@ -9,15 +9,17 @@ from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
 from torch.nn import functional as F
 
-from datafree import losses
+from datafree import losses, neighbours
 from datafree.augment import Augment, Normalize
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.bn_statistics import BNStatistics
 from datafree.dlw import DynamicLossWeight
-from datafree.iho import HomogeneityOperator, local_outlier_factors
+from datafree.iho import HomogeneityOperator
+from datafree.neighbours import NeighbourLists, SlotTable
 from datafree.penultimate import PenultimateFeatures
 from datafree.repository import SampleRepository, to_uint8
+from datafree.sample_log import SampleLog
 
 PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -110,31 +112,100 @@ def test_blg_draws_int64_labels_below_the_number_of_classes(rng):
 # IHO
 
 
-@pytest.mark.parametrize(("count", "dim"), [(11, 3), (60, 64), (300, 8)])
-def test_outlier_factors_equal_scikit_learns(count, dim, rng):
-    features = torch.randn(count, dim, generator=rng, dtype=torch.float64) + 50
-    reference = LocalOutlierFactor(10).fit(features.numpy()).negative_outlier_factor_
-    np.testing.assert_allclose(local_outlier_factors(features, chunk=37), -reference, rtol=1e-9)
+def table(features, labels=None):
+    numbers = torch.arange(len(features))
+    return SlotTable(features, torch.zeros_like(numbers) if labels is None else labels, numbers, numbers)
+
+
+def sklearn_factors(features):
+    return -LocalOutlierFactor(10).fit(features.numpy()).negative_outlier_factor_
+
+
+@pytest.mark.parametrize(("count", "dim"), [(11, 3), (60, 64), (300, 8), (1000, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outlier_factors_equal_scikit_learns(count, dim, dtype, rng, monkeypatch):
+    monkeypatch.setattr(neighbours, "CHUNK", 37 * count)
+    features = torch.randn(count, dim, generator=rng, dtype=dtype) + 50
+    factors = HomogeneityOperator(1, 64).measure(table(features)).factors
+    np.testing.assert_allclose(factors, sklearn_factors(features.double()), rtol=1e-9)
 
 
 def test_outlier_factors_of_identical_samples_are_one():
-    np.testing.assert_allclose(local_outlier_factors(torch.ones(40, 5)), 1.0)
+    spread = HomogeneityOperator(1, 64).measure(table(torch.ones(40, 5)))
+    np.testing.assert_allclose(spread.factors, 1.0)
+    assert len(spread.outside) == 0
 
 
-def test_outlier_factors_need_more_samples_than_neighbours():
-    with pytest.raises(ValueError, match="10 neighbours"):
-        local_outlier_factors(torch.zeros(10, 2))
+def test_neighbours_hidden_by_rounding_are_found(rng):
+    """Points far nearer to one another than single precision resolves at their distance from the rest."""
+    features = torch.cat([1000 + 1e-3 * torch.randn(60, 16, generator=rng), torch.zeros(60, 16)])
+    lists = NeighbourLists(10)
+    lists.update(table(features))
+    exact = torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    exact.fill_diagonal_(math.inf)
+    np.testing.assert_allclose(lists.distances, exact.sort(1).values[:, : lists.length], rtol=1e-12)
+    assert lists.neighbours[60].tolist() == list(range(61, 61 + lists.length))  # of equals the oldest
+
+
+def churn(rng, epochs, num_classes, batch, make_features):
+    """A repository in which samples come and go, and the operator that follows it."""
+    first = make_features(torch.zeros(1, dtype=torch.long))
+    repository = SampleRepository((1, 1, 1), first.shape[1], num_classes)
+    operator = HomogeneityOperator(num_classes, batch)
+    for _ in range(epochs):
+        labels = torch.randint(0, num_classes, (batch,), generator=rng)
+        repository.add(
+            torch.zeros(batch, 1, 1, 1), labels, make_features(labels), torch.zeros(batch)
+        )
+        spread = operator.measure(repository.table())
+        yield repository, operator, spread
+        chosen = operator.select(spread, repository.labels)
+        some = torch.rand(len(repository), generator=rng) < 0.05
+        some[chosen] = True
+        repository.remove(some.nonzero().squeeze(1))
+
+
+@pytest.mark.parametrize("kind", ["spread", "duplicates"])
+def test_following_arrivals_and_removals_gives_what_scoring_anew_gives(kind, rng):
+    def make_features(labels):
+        if kind == "duplicates":
+            return torch.randint(0, 2, (len(labels), 3), generator=rng).float()
+        return labels[:, None] + torch.randn(len(labels), 6, generator=rng)
+
+    for repository, _, spread in churn(rng, 60, 4, 24, make_features):
+        anew = HomogeneityOperator(4, 24).measure(repository.table())
+        torch.testing.assert_close(spread.factors, anew.factors, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(spread.outside, anew.outside)
+
+
+def test_removals_over_a_hundred_epochs_equal_those_by_scikit_learn(rng):
+    removed = 0
+    for repository, operator, spread in churn(
+        rng, 100, 5, 40, lambda labels: torch.randn(len(labels), 16, generator=rng).exp()
+    ):
+        expected = []
+        for label in range(5):
+            members = (repository.labels == label).nonzero().squeeze(1)
+            if len(members) > 10:
+                factors = sklearn_factors(repository.features[members])
+                q1, q3 = np.percentile(factors, [25, 75])
+                outside = (factors < q1 - 1.5 * (q3 - q1)) | (factors > q3 + 1.5 * (q3 - q1))
+                expected += members[outside][: operator.limit].tolist()
+        chosen = operator.select(spread, repository.labels).tolist()
+        assert chosen == sorted(expected)
+        removed += len(chosen)
+    assert removed > 1000
 
 
 def test_iho_leaves_classes_of_ten_alone(rng):
-    features = torch.cat([torch.randn(10, 4, generator=rng), torch.full((0, 4), 0.0)])
+    features = torch.randn(10, 4, generator=rng)
     features[0] = 1e6
-    labels = torch.zeros(10, dtype=torch.long)
     operator = HomogeneityOperator(2, batch_size=64)
-    spread = operator.measure(features, labels)
+    spread = operator.measure(table(features))
     assert len(spread.outside) == 0
     assert math.isnan(spread.relative_iqr)
-    assert operator.select(spread, labels).tolist() == []
+    assert spread.factors.isnan().all()
+    assert operator.select(spread, torch.zeros(10, dtype=torch.long)).tolist() == []
 
 
 def test_iho_removes_the_oldest_outliers_of_each_class_up_to_its_limit(rng):
@@ -143,7 +214,7 @@ def test_iho_removes_the_oldest_outliers_of_each_class_up_to_its_limit(rng):
     outliers = torch.arange(150, 170)  # ten of each class, each far away in a direction of its own
     features[outliers] = 1000 * torch.randn(20, 4, generator=rng)
     operator = HomogeneityOperator(2, batch_size=4)  # at most ceil(4 / 2) + 1 = 3 of each class
-    spread = operator.measure(features, labels)
+    spread = operator.measure(table(features, labels))
     removed = operator.select(spread, labels)
     assert (removed % 2).bincount().tolist() == [3, 3]
     for label in (0, 1):
@@ -154,9 +225,9 @@ def test_iho_removes_the_oldest_outliers_of_each_class_up_to_its_limit(rng):
 # Repository
 
 
-def filled(count, num_classes=3, shape=(3, 4, 4)):
+def filled(count, **settings):
     """Image i has the value i everywhere, label i % C, feature (i, -i), margin i / 1000."""
-    repository = SampleRepository(shape, 2, num_classes)
+    repository = SampleRepository((3, 4, 4), 2, 3, **settings)
     grow(repository, 0, count)
     return repository
 
@@ -209,13 +280,49 @@ def test_repository_refuses_what_it_cannot_hold(rng):
         filled(1).add(torch.zeros(1, 3, 4, 4), torch.tensor([3]), torch.zeros(1, 2), torch.zeros(1))
 
 
-def test_repository_continues_from_its_state():
-    repository = filled(10)
+@pytest.mark.parametrize("logged", [False, True])
+def test_repository_continues_from_its_state(logged, tmp_path):
+    log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 2) if logged else None
+    repository = filled(10, log=log)
     repository.remove(torch.tensor([2]))
-    copy = SampleRepository((3, 4, 4), 2, 3)
-    copy.load_state_dict(repository.state_dict())
+    state = repository.state_dict()
+    grow(repository, 20, 5)  # after the checkpoint: forgotten
+    copy = SampleRepository((3, 4, 4), 2, 3, log=log)
+    copy.load_state_dict(state)
     grow(copy, 30, 2)
-    assert copy.features[:, 0].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9, 30, 31]
+    expected = [0, 1, 3, 4, 5, 6, 7, 8, 9, 30, 31]
+    assert copy.features[:, 0].tolist() == expected
+    assert copy.images(torch.arange(11))[:, 1, 2, 3].tolist() == expected
+    assert copy.table().serials[copy.table().slots].tolist() == [0, 1, *range(3, 12)]
+    if logged:
+        assert "images" not in state
+        assert log.path.stat().st_size == 12 * log.record.itemsize
+
+
+def test_repository_with_little_memory_draws_the_same_batches(tmp_path, rng):
+    whole = filled(40)
+    log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 2)
+    small = filled(40, log=log, resident_bytes=11 * 48)  # 11 of 40 images
+    for repository in (whole, small):
+        repository.remove(torch.arange(0, 40, 7))
+        grow(repository, 60, 9)
+    state = rng.get_state()
+    expected = list(whole.batches(8, 12, rng))
+    rng.set_state(state)
+    for batch, other in zip(expected, small.batches(8, 12, rng), strict=True):
+        assert torch.equal(batch, other)
+    assert len(small._images) == 11
+
+
+def test_processes_share_the_images_and_know_all_samples(tmp_path, rng):
+    shards = [filled(20, rank=rank, world_size=3) for rank in range(3)]
+    seen = []
+    for rank, shard in enumerate(shards):
+        assert shard.features[:, 0].tolist() == list(range(20))
+        drawn = torch.cat(list(shard.batches(4, 10, rng)))[:, 0, 0, 0]
+        assert set(drawn.tolist()) == set(range(rank, 20, 3))
+        seen += set(drawn.tolist())
+    assert sorted(seen) == list(range(20))
 
 
 # Augmentation
@@ -239,6 +346,17 @@ def test_small_images_are_padded_cropped_and_flipped_pixel_for_pixel(rng):
     assert all(which)
     assert len({tuple(w) for w in which}) > 30  # each image has an offset of its own
     assert 16 < sum(w[0] % 2 for w in which) < 48  # about half are mirrored
+
+
+@pytest.mark.parametrize("size", [32, 48])
+@pytest.mark.parametrize("flip", [True, False])
+def test_stored_images_are_augmented_like_others(size, flip, rng):
+    images = torch.randint(0, 256, (16, 3, size, size), generator=rng, dtype=torch.uint8)
+    augment = Augment(Normalize((0.1, 0.2, 0.3), (0.5, 0.25, 0.125)), flip)
+    state = rng.get_state()
+    stored = augment(images, rng)
+    rng.set_state(state)
+    assert torch.equal(stored, augment(images.float() / 255, rng))
 
 
 def test_nothing_is_flipped_where_a_flip_changes_the_class(rng):
@@ -329,6 +447,20 @@ def test_momentum_mixes_in_the_batches_before(rng):
     mixed = [moments[0], 0.1 * moments[1] + 0.9 * moments[0], 0.1 * moments[2] + 0.9 * average]
     expected = [np.linalg.norm(target - m, axis=1).sum() for m in mixed]
     assert distances == pytest.approx(expected, rel=1e-10)
+
+
+def test_gradients_of_the_distance_are_those_of_autograd(rng):
+    network = bn_network().double()
+    images = torch.rand(6, 3, 8, 8, generator=rng, dtype=torch.float64, requires_grad=True)
+    statistics = BNStatistics(network)
+    with statistics.capture():
+        logits = network(images)
+    (statistics.distance() + logits.square().sum()).backward()
+    actual, images.grad = images.grad, None
+    inputs = network[0](images)
+    variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
+    (torch.norm(1 - variance) + torch.norm(mean) + network(images).square().sum()).backward()
+    torch.testing.assert_close(actual, images.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_statistics_are_taken_only_while_captured():

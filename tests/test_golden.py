@@ -12,7 +12,8 @@ from datafree.blg import label_probabilities
 from datafree.datasets import NORMALIZATIONS
 from datafree.distill import Distiller, DistillSettings
 from datafree.dlw import DynamicLossWeight
-from datafree.iho import HomogeneityOperator, local_outlier_factors
+from datafree.iho import HomogeneityOperator
+from datafree.neighbours import SlotTable
 from datafree.penultimate import PenultimateFeatures
 from datafree.repository import SampleRepository
 from datafree.streams import RandomStreams
@@ -190,12 +191,14 @@ def test_iho_factors_and_removals(case):
     stored = np.load(golden.FOLDER / "iho_features.npz")
     features = [torch.from_numpy(stored[f"{case}/{k}"]) for k in range(expected["num_classes"])]
     assert [len(rows) for rows in features] == expected["sizes"]
-    for label, factors in expected["lof"].items():
-        actual = local_outlier_factors(features[int(label)])[: len(factors)]
-        np.testing.assert_allclose(actual, factors, rtol=1e-4)
     labels = torch.repeat_interleave(torch.tensor(expected["sizes"]))
+    numbers = torch.arange(len(labels))
     operator = HomogeneityOperator(expected["num_classes"], expected["batch_size"])
-    removed = operator.select(operator.measure(torch.cat(features), labels), labels)
+    spread = operator.measure(SlotTable(torch.cat(features), labels, numbers, numbers))
+    for label, factors in expected["lof"].items():
+        actual = spread.factors[labels == int(label)][: len(factors)]
+        np.testing.assert_allclose(actual, factors, rtol=1e-4)
+    removed = operator.select(spread, labels)
     starts = np.cumsum([0, *expected["sizes"]])
     by_class = [(removed[labels[removed] == k] - starts[k]).tolist() for k in range(len(features))]
     assert by_class == expected["removed"]

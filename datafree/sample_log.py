@@ -1,0 +1,76 @@
+"""Every sample ever stored, in a file: what a run continues from, and where images lie that memory has no
+room for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+READ_BYTES = 64 << 20  # read at a time
+
+
+class SampleLog:
+    """Fixed-size records, appended and never moved: sample number `serial` (from 0, in the order of storing)
+    is record number `serial`.
+
+    Args:
+        path: the file; made when the first sample comes.
+        image_shape: (C, H, W).
+        feature_dim: length of a feature vector.
+    """
+
+    def __init__(self, path: Path, image_shape: tuple[int, int, int], feature_dim: int):
+        self.path = path
+        self.record = np.dtype(
+            [("image", np.uint8, image_shape), ("features", np.float32, (feature_dim,)),
+             ("margin", np.float32), ("label", np.int64)]
+        )  # fmt: skip
+
+    def append(self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor) -> None:
+        """Write n samples behind those there are; see `SampleRepository.add`."""
+        records = np.empty(len(labels), self.record)
+        records["image"] = images.cpu().numpy()
+        records["features"] = features.float().cpu().numpy()
+        records["margin"] = margins.cpu().numpy()
+        records["label"] = labels.cpu().numpy()
+        with open(self.path, "ab") as file:
+            file.write(records.tobytes())
+
+    def images(self, serials: Tensor) -> Tensor:
+        """uint8 (n, C, H, W), on the CPU. The file is mapped only for the length of the call, so that
+        what was read does not stay in the memory of the process."""
+        records = np.memmap(self.path, self.record, "r")
+        return torch.from_numpy(records["image"][serials.cpu().numpy()])
+
+    def read(self, serials: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Images, labels, features and margins of these samples, some megabytes at a time."""
+        for part in serials.cpu().split(max(1, READ_BYTES // self.record.itemsize)):
+            records = np.memmap(self.path, self.record, "r")[part.numpy()]
+            yield tuple(
+                torch.from_numpy(np.ascontiguousarray(records[name]))
+                for name in ("image", "label", "features", "margin")
+            )
+
+    def flush(self) -> None:
+        """Return when the disk has it all."""
+        if self.path.exists():
+            with open(self.path, "ab") as file:
+                os.fsync(file.fileno())
+
+    def truncate(self, count: int) -> None:
+        """Forget all samples but the first `count`, those stored after a checkpoint, say.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        wanted = count * self.record.itemsize
+        if size < wanted:
+            raise ValueError(f"{self.path} holds {size // self.record.itemsize} samples, not {count}")
+        if size > wanted:
+            os.truncate(self.path, wanted)
