@@ -19,6 +19,7 @@ from datafree.flags import (
     add_data_flags,
     add_device_flags,
     fraction,
+    memory_size,
     non_negative_float,
     non_negative_int,
     one_of,
@@ -108,7 +109,14 @@ def build_parser() -> Parser:
     group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
                        help="its weight decay")
     group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
-    group.add_argument("--fp16", action="store_true", help="half precision in the student's steps")
+    group.add_argument("--amp", type=one_of("precision", ("off", "bf16", "fp16")), default="off",
+                       help="half precision: bf16 in all networks, fp16 (with scaled losses) in the "
+                       "student's steps")
+    group.add_argument("--fp16", action="store_true", help="the same as --amp fp16")
+    group.add_argument("--compile", action="store_true",
+                       help="torch.compile the student's steps; rounds otherwise, starts slowly")
+    group.add_argument("--deterministic", action="store_true",
+                       help="on CUDA: the same bits every time, without TF32; a CPU always gives them")
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
 
     group = parser.add_argument_group("the run")
@@ -127,6 +135,9 @@ def build_parser() -> Parser:
     group.add_argument("-p", "--print_freq", type=non_negative_int, default=0,
                        help="also report the loss every so many student steps; 0: once an epoch")
     add_device_flags(group)
+    group.add_argument("--repository_memory", type=memory_size, metavar="SIZE",
+                       help="of images kept in memory, such as 4GB or 500MB; the rest is read from the run "
+                       "folder, with the same results (default: all are kept)")
 
     group = parser.add_argument_group("other methods (no effect on bsr and fast_meta)")
     group.add_argument("--act", type=non_negative_float, default=0.0, help="weight of the activation loss")
@@ -146,6 +157,9 @@ def resolve(args: argparse.Namespace) -> list[str]:
     for component in ("dlw", "blg", "iho"):
         if getattr(args, component) is None:
             setattr(args, component, args.method == "bsr")
+    if args.fp16 and args.amp == "bf16":
+        raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
+    args.amp = "fp16" if args.fp16 else args.amp
     args.synthesis_batch_size = args.synthesis_batch_size or args.batch_size
     if args.epochs and args.warmup > args.epochs:
         raise UserError(f"--warmup {args.warmup} is beyond --epochs {args.epochs}: lower it")

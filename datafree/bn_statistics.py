@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from datafree.parallel import ALONE, Processes
+
 
 class _Moments(torch.autograd.Function):
     """A layer's input (N, C, H, W) as it is, and its mean and biased variance by channel, (C,), at least in
@@ -96,11 +98,13 @@ class BNStatistics:
             return torch.zeros(())
         return torch.stack(terms).sum()
 
-    def update_averages(self) -> None:
-        """Take the last batch captured into the running averages (the first one as it is), and let go
-        of it and its graph. To be called at the end of a synthesis."""
+    def update_averages(self, processes: Processes = ALONE) -> None:
+        """Take the last batch captured (of several processes, the mean of their statistics) into the
+        running averages (the first one as it is), and let go of it and its graph. To be called at the end
+        of a synthesis."""
         m = self.momentum
         if m > 0:
+            processes.average([value.detach() for pair in self._batch.values() for value in pair])
             for index, (mean, variance) in self._batch.items():
                 mean, variance = mean.detach(), variance.detach()
                 if index in self._average:

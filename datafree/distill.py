@@ -19,9 +19,11 @@ from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
-from datafree.repository import SampleRepository
+from datafree.parallel import ALONE, Processes, batch_statistics
+from datafree.precision import at_least_single, autocast
+from datafree.repository import SampleRepository, to_uint8
 from datafree.streams import RandomStreams
-from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
+from datafree.synthesis.base import OnStep, Synthesis, Synthesizer, ignore_step
 
 LAST_UNPRUNED = 5  # IHO rests in this many last epochs
 FINAL_LR = 2e-4  # where the cosine schedule ends
@@ -50,7 +52,8 @@ class DistillSettings:
     oh_max: float
     oh_step: float
     oh_memory_size: int
-    fp16: bool = False
+    amp: str = "off"  # a key of `precision.AMP`
+    compile: bool = False
 
     @property
     def rounds(self) -> int:
@@ -70,17 +73,19 @@ class Distiller:
         settings: see `DistillSettings`.
         streams: sources of everything random; the synthesizer draws from `streams.synthesis`.
         evaluate: scores the student on test images.
+        processes: among which the batches of synthesis and distillation are divided.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer,
         repository: SampleRepository, augment: Augment, settings: DistillSettings,
         streams: RandomStreams, evaluate: Callable[[nn.Module], Evaluation],
+        processes: Processes = ALONE,
     ):
         s = settings
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
         self.repository, self.augment, self.settings = repository, augment, settings
-        self.streams, self.evaluate = streams, evaluate
+        self.streams, self.evaluate, self.processes = streams, evaluate, processes
         self.dlw = DynamicLossWeight(
             s.oh_min, s.oh_max, s.oh_step, s.oh_memory_size, s.warmup, s.epochs, s.dlw_mode
         )
@@ -92,7 +97,11 @@ class Distiller:
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, max(1, s.epochs - s.warmup), eta_min=FINAL_LR
         )
-        self.scaler = torch.amp.GradScaler(streams.device.type, enabled=s.fp16)
+        self.scaler = torch.amp.GradScaler(streams.device.type, enabled=s.amp == "fp16")
+        self._autocast = autocast(s.amp, streams.device)
+        self._forward = [processes.wrap(student), teacher]  # what a step of KD runs
+        if s.compile:
+            self._forward = [torch.compile(network) for network in self._forward]
         self.evaluation: Evaluation | None = None
         self._seconds: dict[str, float] = {}
 
@@ -116,9 +125,10 @@ class Distiller:
             # 2. Synthesis adds one batch to the repository.
             with self._phase("synthesis"):
                 targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
-                new = self.synthesizer.synthesize(targets, alpha, on_step)
+                new = self._synthesize(targets, alpha, on_step)
                 self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g")
                 self.repository.add(new.images, new.labels, new.features, new.margins)
+                self.processes.wait()  # until the first has logged the samples
                 self.dlw.record(new.losses["adv"], new.losses["bn"])
                 added += len(new.labels)
             if warming_up:
@@ -129,6 +139,7 @@ class Distiller:
                 spread = self.iho.measure(self.repository.table())
                 if s.iho and epoch < s.epochs - LAST_UNPRUNED:
                     pruned = self.iho.select(spread, self.repository.labels)
+                    pruned = self.processes.first_says(pruned)
                     self.repository.remove(pruned)
                     removed += len(pruned)
 
@@ -144,7 +155,9 @@ class Distiller:
         # 6. Evaluate; step the schedule.
         with self._phase("evaluation"):
             if self.evaluation is None or not warming_up:  # the warm-up leaves the student as it was
-                self.evaluation = self.evaluate(self.student)
+                self.evaluation = self.processes.first_says(
+                    self.evaluate(self.student) if self.processes.first else None
+                )
         if not warming_up:
             self.scheduler.step()
 
@@ -170,17 +183,32 @@ class Distiller:
             "seconds": dict(self._seconds),
         }
 
+    def _synthesize(self, targets: Tensor, alpha: float, on_step: OnStep) -> Synthesis:
+        """One batch, to which each process contributes its part; losses are means over the processes."""
+        p = self.processes
+        new = self.synthesizer.synthesize(p.share(targets), alpha, on_step)
+        if p.world_size == 1:
+            return new
+        terms = torch.tensor(list(new.losses.values()), device=targets.device)
+        p.average([terms])
+        return Synthesis(
+            p.gather(to_uint8(new.images)), p.gather(new.labels), p.gather(new.features),
+            p.gather(new.margins), dict(zip(new.losses, terms.tolist(), strict=True)), new.steps,
+        )  # fmt: skip
+
     def _distill(self, on_step: OnStep) -> float:
         """`kd_steps` steps of knowledge distillation; returns the mean loss."""
         s, rng = self.settings, self.streams.distillation
         self.student.train()
         total = torch.zeros(2, device=rng.device)  # losses, and how many there are
-        for images in self.repository.batches(s.batch_size, s.kd_steps, rng):
+        batch_size = s.batch_size // self.processes.world_size
+        for images in self.repository.batches(batch_size, s.kd_steps, rng):
             loss = self.kd_step(self.augment(images, rng))
             pair = torch.stack([loss, torch.ones_like(loss)])
             # The scaler skips steps that overflow in half precision; they are no sign of divergence.
-            total += torch.where(loss.isfinite(), pair, 0) if s.fp16 else pair
+            total += torch.where(loss.isfinite(), pair, 0) if s.amp == "fp16" else pair
             on_step("kd", loss)
+        self.processes.average([total, *batch_statistics(self.student)])
         losses_sum, count = total.tolist()
         return losses_sum / count if count else math.nan
 
@@ -188,13 +216,14 @@ class Distiller:
         """One step on a batch (N, 3, H, W) as the networks see it; returns the loss, detached."""
         s = self.settings
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, torch.float16, enabled=s.fp16):
+        student, teacher = self._forward
+        with self._autocast():
             with torch.no_grad():
-                teacher_logits = self.teacher(inputs)
-            student_logits = self.student(inputs)
-        if s.fp16:
-            student_logits, teacher_logits = student_logits.float(), teacher_logits.float()
-        loss = losses.kldiv(student_logits, teacher_logits, s.temperature)
+                teacher_logits = teacher(inputs)
+            student_logits = student(inputs)
+        loss = losses.kldiv(
+            at_least_single(student_logits), at_least_single(teacher_logits), s.temperature
+        )
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -234,7 +263,7 @@ class Distiller:
             "dlw": self.dlw.state_dict(),
             "blg": self.blg.state_dict(),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
-            "streams": self.streams.state_dict(),
+            "streams": self.processes.collect(self.streams.state_dict()),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -247,7 +276,7 @@ class Distiller:
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
         self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
-        self.streams.load_state_dict(state["streams"])
+        self.streams.load_state_dict(state["streams"][self.processes.rank])
 
 
 def _finite(value: float) -> float | None:

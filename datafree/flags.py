@@ -79,6 +79,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def memory_size(text: str) -> int:
+    """Bytes, from a number with an optional KB, MB or GB (powers of 1,000)."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    unit = text[-2:].upper()
+    number = non_negative_float(text[:-2] if unit in units else text)
+    return int(number * units.get(unit, 1))
+
+
 def one_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
     """A type that takes one of the names and suggests the nearest for any other."""
 

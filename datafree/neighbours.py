@@ -73,7 +73,7 @@ class NeighbourLists:
         more, device = len(table.labels) - len(self._known), table.labels.device
         if more > 0 or self._known.device != device:
             def grown(rows: Tensor, fill: float) -> Tensor:
-                return torch.cat([rows.to(device), rows.new_full((more, *rows.shape[1:]), fill, device=device)])
+                return torch.cat([rows, rows.new_full((more, *rows.shape[1:]), fill)]).to(device)
 
             self.distances, self.neighbours = grown(self.distances, math.inf), grown(self.neighbours, -1)
             self._horizon, self._known = grown(self._horizon, math.inf), grown(self._known, -1)
@@ -99,8 +99,9 @@ class NeighbourLists:
         if x.is_cuda:
             x = x.double()  # fast there, and safe from TF32
         x -= x[query].mean(0)  # distances stay, and rounding shrinks
-        # Lower bounds of squared distances: what rounding can add is taken off the squares.
-        squares = torch.linalg.vector_norm(x, dim=1).square() * (1 - 2 * x.shape[1] * torch.finfo(x.dtype).eps)
+        # For lower bounds of squared distances, what rounding can add is taken off the squares.
+        rounding = 2 * x.shape[1] * torch.finfo(x.dtype).eps
+        squares = torch.linalg.vector_norm(x, dim=1).square() * (1 - rounding)
         # Only lists that are not counted anew have a horizon to be crossed.
         horizon = self._horizon[members].square().masked_fill(query, -math.inf).to(x.dtype)
         pairs = []

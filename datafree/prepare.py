@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,14 @@ PRETRAINED = Path("checkpoints/pretrained")
 
 
 def choose_device(device: str | None, gpu: int | None) -> torch.device:
-    """`--device` if given, else GPU number `--gpu` if given, else a GPU if there is one, else the CPU.
+    """`--device` if given, else GPU number `--gpu` if given, else a GPU if there is one (under `torchrun`
+    each process its own), else the CPU.
 
     Raises:
         UserError: there is no such device.
     """
+    if gpu is None and "LOCAL_RANK" in os.environ:
+        gpu = int(os.environ["LOCAL_RANK"]) if torch.cuda.is_available() else None
     name = device or (f"cuda:{gpu}" if gpu is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
@@ -35,6 +39,8 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         raise UserError(f"unknown device {name}: use cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not 0 <= (chosen.index or 0) < torch.cuda.device_count():
         raise UserError(f"no device {name}: {torch.cuda.device_count()} GPUs are visible; try --device cpu")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     return chosen
 
 

@@ -30,7 +30,8 @@ from datafree.errors import UserError
 from datafree.repository import SampleRepository
 
 MARKS = ("config.json", "metrics.jsonl", "checkpoint.pth")  # any of them makes a folder a run
-FILES = (*MARKS, "log.txt", "student.pth", "summary.json", "images", "repository")
+SAMPLES = "samples.bin"  # every sample made, see SampleLog
+FILES = (*MARKS, SAMPLES, "log.txt", "student.pth", "summary.json", "images", "repository")
 SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 

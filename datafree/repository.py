@@ -67,7 +67,7 @@ class SampleRepository:
         self._order = none()  # slots, oldest sample first
         self._free = none()  # slots that hold no sample
         self._free_places = none()  # of `_images`
-        self._spilled = False
+        self._some_away = False
 
     def __len__(self) -> int:
         return len(self._order)
@@ -93,8 +93,8 @@ class SampleRepository:
         return SlotTable(rows["features"], rows["labels"], rows["serials"], self._order)
 
     def images(self, indices: Tensor) -> Tensor:
-        """uint8 (len(indices), C, H, W) of the samples at these places of the stored order, which must be
-        this process's own."""
+        """uint8 (len(indices), C, H, W) of the samples at these places of the stored order. Those of other
+        processes are read from the log."""
         return self._at(self._rows["places"][self._order[indices]])
 
     def counts(self) -> Tensor:
@@ -136,7 +136,7 @@ class SampleRepository:
         places = -1 - serials
         own = (serials % self.world_size == self.rank).nonzero().squeeze(1)
         room = self._make_room(len(own))
-        self._spilled |= room < len(own)
+        self._some_away |= room < count
         taken, self._free_places = self._free_places[:room], self._free_places[room:]
         self._images[taken] = images.to(self.device)[own[:room]]
         places[own[:room]] = taken
@@ -190,7 +190,7 @@ class SampleRepository:
             yield self._at(batch)
 
     def _at(self, places: Tensor) -> Tensor:
-        if not self._spilled:
+        if not self._some_away:
             return self._images[places]
         images = self._images.new_empty(len(places), *self._image_shape)
         away = places < 0
@@ -213,7 +213,7 @@ class SampleRepository:
         """Take the samples of `state_dict` in place of those there are.
 
         Raises:
-            ValueError: the log lacks some of them.
+            UserError: the log lacks some of them.
         """
         self._clear()
         serials = state["serials"].to(self.device)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datafree.errors import UserError
+
 READ_BYTES = 64 << 20  # read at a time
 
 
@@ -22,10 +24,13 @@ class SampleLog:
         path: the file; made when the first sample comes.
         image_shape: (C, H, W).
         feature_dim: length of a feature vector.
+        writable: False where another process writes the file, and this one only reads it.
     """
 
-    def __init__(self, path: Path, image_shape: tuple[int, int, int], feature_dim: int):
-        self.path = path
+    def __init__(
+        self, path: Path, image_shape: tuple[int, int, int], feature_dim: int, writable: bool = True
+    ):
+        self.path, self.writable = path, writable
         self.record = np.dtype(
             [("image", np.uint8, image_shape), ("features", np.float32, (feature_dim,)),
              ("margin", np.float32), ("label", np.int64)]
@@ -33,6 +38,8 @@ class SampleLog:
 
     def append(self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor) -> None:
         """Write n samples behind those there are; see `SampleRepository.add`."""
+        if not self.writable:
+            return
         records = np.empty(len(labels), self.record)
         records["image"] = images.cpu().numpy()
         records["features"] = features.float().cpu().numpy()
@@ -58,7 +65,7 @@ class SampleLog:
 
     def flush(self) -> None:
         """Return when the disk has it all."""
-        if self.path.exists():
+        if self.writable and self.path.exists():
             with open(self.path, "ab") as file:
                 os.fsync(file.fileno())
 
@@ -66,11 +73,14 @@ class SampleLog:
         """Forget all samples but the first `count`, those stored after a checkpoint, say.
 
         Raises:
-            ValueError: there are fewer.
+            UserError: there are fewer.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         wanted = count * self.record.itemsize
         if size < wanted:
-            raise ValueError(f"{self.path} holds {size // self.record.itemsize} samples, not {count}")
-        if size > wanted:
+            raise UserError(
+                f"{self.path} holds {size // self.record.itemsize} of the {count} samples of the checkpoint: "
+                "it must lie beside its checkpoint.pth"
+            )
+        if size > wanted and self.writable:
             os.truncate(self.path, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -18,9 +19,12 @@ from datafree import checkpoint, data, prepare
 from datafree.distill import Distiller, DistillSettings
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation, evaluate
+from datafree.parallel import Processes
 from datafree.penultimate import PenultimateFeatures
-from datafree.record import RunFolder, environment, refuse_existing
+from datafree.precision import autocast, set_kernels
+from datafree.record import SAMPLES, RunFolder, environment, refuse_existing
 from datafree.repository import SampleRepository
+from datafree.sample_log import SampleLog
 from datafree.streams import RandomStreams
 from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
 from models.generator import Generator
@@ -30,7 +34,7 @@ SHEETS = 10  # contact sheets written in the course of a run
 MAY_CHANGE = {
     "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
     "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
-    "mean", "std", "img_size", "flip",
+    "mean", "std", "img_size", "flip", "repository_memory", "compile",
 }
 
 
@@ -49,9 +53,11 @@ class Session:
         self.run: RunFolder | None = None
         self.said: list[str] = []  # before there was a run folder
         self.teacher_evaluation: Evaluation | None = None
-        if args.epochs and not args.evaluate_only:
-            refuse_existing(self.folder, args.resume is not None, args.overwrite)
         self.device = prepare.choose_device(args.device, args.gpu)
+        self.processes = Processes.started_by_torchrun(self.device)
+        if args.epochs and not args.evaluate_only and self.processes.first:
+            refuse_existing(self.folder, args.resume is not None, args.overwrite)
+        set_kernels(args.deterministic)
         if args.evaluate_only:
             file = Path(args.resume) if args.resume else self.folder / "student.pth"
             content = checkpoint.read(file)
@@ -65,6 +71,8 @@ class Session:
         torch.manual_seed(args.seed)
         student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
         self.student = student.to(self.device)
+        if not self.processes.first:
+            torch.manual_seed(args.seed + self.processes.rank)  # dropout
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -83,7 +91,7 @@ class Session:
     def say(self, text: str, color: str | None = None) -> None:
         if self.run:
             self.run.log(text, color)
-        else:
+        elif self.processes.first:
             self.said.append(text)
             print(colored(text, color) if color else text, flush=True)
 
@@ -110,7 +118,14 @@ class Session:
 
     def _build_distiller(self) -> Distiller:
         a, size = self.args, self.facts.img_size
-        streams = RandomStreams(a.seed, self.device)
+        for flag, value in (("batch_size", a.batch_size), ("synthesis_batch_size", a.synthesis_batch_size)):
+            if value % self.processes.world_size or value < 2 * self.processes.world_size:
+                raise UserError(
+                    f"--{flag} {value} cannot be divided among {self.processes.world_size} processes: "
+                    "choose a multiple, 2 images or more for each"
+                )
+        streams = RandomStreams(a.seed, self.device, self.processes.rank)
+        part = a.amp if a.amp != "fp16" else "off"  # a synthesis has no scaler that saves small gradients
         generator = Generator(nz=256, ngf=64, img_size=size)
         generator = generator.to(self.device, memory_format=torch.channels_last)
         synthesizer = FastMetaSynthesizer(
@@ -119,26 +134,32 @@ class Session:
                 a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0),
                 bool(a.reset_bn), bool(a.is_maml),
             ),
-            streams.synthesis,
+            streams.synthesis, self.processes, autocast(part, self.device),
         )
+        feature_dim = PenultimateFeatures(self.teacher).dim
+        log = SampleLog(self.folder / SAMPLES, (3, size, size), feature_dim, self.processes.first)
         repository = SampleRepository(
-            (3, size, size), PenultimateFeatures(self.teacher).dim, self.facts.num_classes, self.device
+            (3, size, size), feature_dim, self.facts.num_classes, self.device, log,
+            a.repository_memory, self.processes.rank, self.processes.world_size,
         )
         settings = DistillSettings(
             a.epochs, a.warmup, a.kd_steps, a.ep_steps, a.batch_size, a.synthesis_batch_size, a.lr,
             a.momentum, a.weight_decay, a.T, a.oh, a.dlw, a.blg, a.iho, a.dlw_mode, a.oh_min, a.oh_max,
-            a.oh_step, a.oh_memory_size, a.fp16,
+            a.oh_step, a.oh_memory_size, a.amp, a.compile,
         )
         return Distiller(
             self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, streams,
-            self.score,
+            self.score, self.processes,
         )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be the same for one run to continue another."""
         flags = {name: value for name, value in vars(self.args).items() if name not in MAY_CHANGE}
-        return {**flags, **self.facts.record(), "teacher_weights": prepare.fingerprint(self.teacher)}
+        return {
+            **flags, **self.facts.record(), "teacher_weights": prepare.fingerprint(self.teacher),
+            "processes": self.processes.world_size,
+        }  # fmt: skip
 
     def _resume(self, distiller: Distiller) -> Progress:
         """Load the state to continue from; how far it had come.
@@ -161,6 +182,11 @@ class Session:
                     f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
                     + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
                 )
+            samples = path.parent / SAMPLES
+            if self.processes.first and samples.exists() and path.parent.resolve() != self.folder.resolve():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(samples, self.folder / SAMPLES)
+            self.processes.wait()
             distiller.load_state_dict(content["distiller"])
             return Progress(**content["progress"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
@@ -177,13 +203,16 @@ class Session:
             progress = Progress(a.start_epoch)
             distiller.skip_to(a.start_epoch)
             distiller.evaluation = self.score(self.student)  # also shows that the test images can be read
+        if not self.processes.first:
+            for epoch in range(progress.epoch, a.epochs):
+                distiller.run_epoch(epoch)
+                distiller.state_dict()  # to which every process contributes
+            return
         run = self.run = RunFolder(self.folder, a.overwrite)
         run.log_earlier(self.said)
         flags = {name: value for name, value in vars(a).items() if name != "given"}
-        run.write_json(
-            "config.json",
-            {**flags, "teacher_ckpt": str(self.source[0]), **self.facts.record(), **environment(self.device)},
-        )
+        facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
+        run.write_json("config.json", {**flags, "teacher_ckpt": str(self.source[0]), **facts})
         run.truncate_metrics(progress.epoch)
         run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 

@@ -14,15 +14,18 @@ class RandomStreams:
     Args:
         seed: 0 or more.
         device: where the generators draw.
+        rank: of several processes, which draw differently but for the labels, which all draw alike.
     """
 
     NAMES = ("labels", "synthesis", "distillation")
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+    def __init__(self, seed: int, device: torch.device | str = "cpu", rank: int = 0):
         self.device = torch.device(device)
-        seeds = np.random.SeedSequence(seed).generate_state(len(self.NAMES), np.uint32).tolist()
+        common = np.random.SeedSequence(seed).generate_state(len(self.NAMES), np.uint32)
+        own = np.random.SeedSequence(seed, spawn_key=(rank,)).generate_state(len(self.NAMES), np.uint32)
+        seeds = [common[0], *(own if rank else common)[1:]]
         self.labels, self.synthesis, self.distillation = (
-            torch.Generator(self.device).manual_seed(own) for own in seeds
+            torch.Generator(self.device).manual_seed(int(seed)) for seed in seeds
         )
 
     def state_dict(self) -> dict:

@@ -4,6 +4,7 @@ call, so that a few steps make a batch. BSR synthesises with it."""
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.bn_statistics import BNStatistics
+from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
+from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import AugmentFunction, OnStep, Synthesis, Synthesizer, frozen, ignore_step
 
 RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
@@ -48,15 +51,19 @@ class FastMetaSynthesizer(Synthesizer):
         augment: maps images and `rng` to what the networks see; differentiable.
         settings: weights, learning rates, steps.
         rng: source of everything random, on the device of the networks.
+        processes: among which batches are divided; the meta gradients are averaged.
+        autocast: makes the context in which the networks run forwards.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: AugmentFunction,
-        settings: FastMetaSettings, rng: torch.Generator,
+        settings: FastMetaSettings, rng: torch.Generator, processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
     ):
         self.teacher, self.student = teacher, student
         self.generator, self.augment = generator, augment
         self.settings, self.rng = settings, rng
+        self.processes, self.autocast = processes, autocast
         self.statistics = BNStatistics(teacher, settings.bn_momentum)
         self.features = PenultimateFeatures(teacher)
         self.meta_optimizer = torch.optim.Adam(
@@ -85,7 +92,8 @@ class FastMetaSynthesizer(Synthesizer):
         history = []
         with frozen(self.student):
             for _ in range(s.steps):
-                images = clone(z)
+                with self.autocast():
+                    images = at_least_single(clone(z))
                 total, terms, features = self._loss(images, targets, oh_weight)
                 history.append(torch.stack([total, *terms]).detach())
                 best = _keep_best(best, [total.detach(), images.detach(), features])
@@ -97,8 +105,9 @@ class FastMetaSynthesizer(Synthesizer):
                 on_step("synthesis", total.detach())
         if not s.maml:
             _reptile_gradients(self.generator, clone)
+        self.processes.average([parameter.grad for parameter in self.generator.parameters()])
         self.meta_optimizer.step()
-        self.statistics.update_averages()
+        self.statistics.update_averages(self.processes)
 
         _, images, features = best
         labels, margins = self._relabel(images)
@@ -114,20 +123,25 @@ class FastMetaSynthesizer(Synthesizer):
         """Total loss; its terms oh, bn and adv, unweighted; the teacher's penultimate features."""
         s = self.settings
         augmented = self.augment(images, self.rng)
-        with self.statistics.capture(), self.features.capture():
+        with self.autocast(), self.statistics.capture(), self.features.capture():
             teacher_logits = self.teacher(augmented)
+        teacher_logits = at_least_single(teacher_logits)
         loss_oh = F.cross_entropy(teacher_logits, targets)
         loss_bn = self.statistics.distance().to(loss_oh)
         loss_adv = torch.zeros_like(loss_oh)
         if s.adv > 0 and self.calls >= s.warmup:
-            loss_adv = losses.adversarial(self.student(augmented), teacher_logits)
+            with self.autocast():
+                student_logits = self.student(augmented)
+            loss_adv = losses.adversarial(at_least_single(student_logits), teacher_logits)
         total = s.bn * loss_bn + oh_weight * loss_oh + s.adv * loss_adv
         return total, (loss_oh, loss_bn, loss_adv), self.features.value
 
     @torch.no_grad()
     def _relabel(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The labels that the teacher gives the finished images, and by what margin."""
-        top = self.teacher(self.augment(images, self.rng)).softmax(1).topk(2)
+        with self.autocast():
+            logits = self.teacher(self.augment(images, self.rng))
+        top = at_least_single(logits).softmax(1).topk(2)
         return top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
 
     @torch.no_grad()
@@ -141,6 +155,7 @@ class FastMetaSynthesizer(Synthesizer):
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.weight.normal_(1, 0.02, generator=self.rng)
                     layer.bias.zero_()
+        self.processes.follow_first(list(self.generator.parameters()))
 
     def state_dict(self) -> dict:
         return {

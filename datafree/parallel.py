@@ -1,0 +1,101 @@
+"""Several processes that work as one, on PyTorch's distributed engine (`torchrun`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which process this is, and of how many; a process alone needs no engine and no messages."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def started_by_torchrun(cls, device: torch.device) -> Processes:
+        """Join the others that `torchrun` has started; alone without it. NCCL connects GPUs, gloo CPUs."""
+        processes = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        if processes.world_size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes the run folder."""
+        return self.rank == 0
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Every `world_size`-th row, beginning with row `rank`: this process's part of what all have."""
+        return rows[self.rank :: self.world_size]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all, put together as `share` divides them; the same number from each."""
+        if self.world_size == 1:
+            return rows
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(parts, rows)
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace floating-point tensors by their means over the processes, in one message."""
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten().to(tensors[0].dtype) for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        sizes = [tensor.numel() for tensor in tensors]
+        for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    @torch.no_grad()
+    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by the first process's."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Return when all have come this far."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def first_says(self, value: Any) -> Any:
+        """What the first process gives, in all of them; plain data or tensors on the CPU."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """What each process gives, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """The network with gradients averaged in its backward pass; its BatchNorm statistics stay each
+        process's own until `average` is asked for them."""
+        if self.world_size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
+ALONE = Processes()
+
+
+def batch_statistics(network: nn.Module) -> list[Tensor]:
+    """The running statistics of a network's layers: its floating-point buffers."""
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]

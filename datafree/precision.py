@@ -1,0 +1,34 @@
+"""How exactly networks compute: half precision, TF32, reproducible kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # `--amp`
+Autocast = Callable[[], AbstractContextManager]
+
+
+def autocast(amp: str, device: torch.device) -> Autocast:
+    """What makes the context in which networks run forwards at the precision `amp`, a key of AMP."""
+    return partial(torch.autocast, device.type, AMP[amp], enabled=AMP[amp] is not None)
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """Half precision as float32; losses are not computed in less."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def set_kernels(deterministic: bool) -> None:
+    """On CUDA, TF32 and the fastest kernels, or else those that give the same bits every time."""
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
