@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,9 @@ class Processes:
         process's own until `average` is asked for them."""
         if self.world_size == 1:
             return network
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        with warnings.catch_warnings():  # newer versions have another name for it
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
 
 ALONE = Processes()

@@ -71,8 +71,6 @@ class Session:
         torch.manual_seed(args.seed)
         student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
         self.student = student.to(self.device)
-        if not self.processes.first:
-            torch.manual_seed(args.seed + self.processes.rank)  # dropout
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -196,6 +194,8 @@ class Session:
         """Run the epochs, recording each; ends with the final figures."""
         a = self.args
         distiller = self._build_distiller()
+        if not self.processes.first:  # all have built the same, and draw differently (dropout) from here on
+            torch.manual_seed(a.seed + self.processes.rank)
         self.facts = replace(self.facts, classes=tuple(self.test_images.classes))
         if a.resume is not None:
             progress = self._resume(distiller)

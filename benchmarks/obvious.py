@@ -1,0 +1,165 @@
+"""An epoch of BSR written the obvious way, with the libraries alone: what `bench.py` compares with.
+
+Samples are PNG files behind torchvision's ImageFolder and a DataLoader with four workers, outlier factors
+are scikit-learn's of all samples every epoch, and BatchNorm statistics are taken by hooks that are
+always on and left to autograd. The arithmetic of the networks is the same, in the same memory layout.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.neighbors import LocalOutlierFactor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def png_loader(folder: Path, batch_size: int) -> DataLoader:
+    """Shuffled, augmented batches of an image folder."""
+    augment = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    images = ImageFolder(str(folder), augment)
+    return DataLoader(images, batch_size, shuffle=True, num_workers=4, drop_last=True)
+
+
+def write_pngs(folder: Path, images: Tensor, labels: Tensor, start: int) -> None:
+    """uint8 images (N, 3, H, W) as `folder/{label}/{number}.png`."""
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    for index, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        path = folder / f"{label:03d}" / f"{start + index:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def outside_whiskers(features: np.ndarray, labels: np.ndarray, num_classes: int) -> list[int]:
+    """Indices of the samples outside the whiskers of their class's outlier factors, scored from scratch."""
+    found = []
+    for label in range(num_classes):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 10:
+            factors = -LocalOutlierFactor(10).fit(features[members]).negative_outlier_factor_
+            q1, q3 = np.percentile(factors, [25, 75])
+            low, high = q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)
+            found.append(members[(factors < low) | (factors > high)])
+    return np.concatenate(found).tolist()
+
+
+class ObviousRun:
+    """Synthesis, pruning and distillation, an epoch at a time.
+
+    Args:
+        folder: an image folder with the samples there are, in the order of `features` and `labels`.
+    """
+
+    def __init__(
+        self, teacher: nn.Module, student: nn.Module, generator: nn.Module, folder: Path, features: Tensor,
+        labels: Tensor, batch_size: int, g_steps: int, kd_steps: int,
+    ):  # fmt: skip
+        self.teacher, self.student, self.generator, self.folder = teacher, student, generator, folder
+        self.features, self.labels = features.numpy(), labels.numpy()
+        self.numbers = np.arange(len(labels))
+        self.next_number = len(labels)
+        self.batch_size, self.g_steps, self.kd_steps = batch_size, g_steps, kd_steps
+        self.layers = [layer for layer in teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
+        self.moments: dict[int, tuple[Tensor, Tensor]] = {}
+        for index, layer in enumerate(self.layers):
+            layer.register_forward_hook(self._hook(index))
+        linear = [layer for layer in teacher.modules() if isinstance(layer, nn.Linear)][-1]
+        linear.register_forward_hook(lambda _layer, inputs, _output: setattr(self, "penultimate", inputs[0]))
+        self.meta = torch.optim.Adam(generator.parameters(), 1e-2, betas=(0.5, 0.999))
+        self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
+        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def _hook(self, index: int):
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+            variance = inputs[0].permute(1, 0, 2, 3).reshape(inputs[0].shape[1], -1).var(1, unbiased=False)
+            self.moments[index] = inputs[0].mean((0, 2, 3)), variance
+
+        return hook
+
+    def synthesize(self) -> None:
+        targets = torch.randint(0, 10, (self.batch_size,))
+        z = torch.randn(self.batch_size, 256, requires_grad=True)
+        clone = copy.deepcopy(self.generator).train()
+        optimizer = torch.optim.Adam([{"params": clone.parameters()}, {"params": [z], "lr": 0.01}], 2e-3)
+        self.student.eval()
+        best, best_loss = None, math.inf
+        self.meta.zero_grad()
+        for _ in range(self.g_steps):
+            images = clone(z)
+            inputs = (images - self.mean) / self.std
+            logits = self.teacher(inputs)
+            loss_bn = 0
+            for index, layer in enumerate(self.layers):
+                mean, variance = self.moments[index]
+                loss_bn += torch.norm(layer.running_var - variance) + torch.norm(layer.running_mean - mean)
+            student_logits = self.student(inputs)
+            divergence = F.kl_div(student_logits.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
+            agree = student_logits.argmax(1) == logits.argmax(1)
+            loss = 10 * loss_bn + 0.5 * F.cross_entropy(logits, targets) - 1.33 * (divergence * agree).mean()
+            if loss.item() < best_loss:
+                best, best_loss = (images.detach(), self.penultimate.detach()), loss.item()
+            optimizer.zero_grad()
+            loss.backward()
+            for mine, theirs in zip(self.generator.parameters(), clone.parameters(), strict=True):
+                mine.grad = theirs.grad.clone() if mine.grad is None else mine.grad + theirs.grad
+            optimizer.step()
+        self.meta.step()
+        with torch.no_grad():
+            labels = self.teacher((best[0] - self.mean) / self.std).argmax(1)
+        write_pngs(self.folder, (best[0] * 255).to(torch.uint8), labels, self.next_number)
+        self.features = np.concatenate([self.features, best[1].numpy()])
+        self.labels = np.concatenate([self.labels, labels.numpy()])
+        self.numbers = np.concatenate([self.numbers, self.next_number + np.arange(self.batch_size)])
+        self.next_number += self.batch_size
+
+    def prune(self) -> None:
+        limit, taken, removed = math.ceil(self.batch_size / 10) + 1, [0] * 10, []
+        for index in sorted(outside_whiskers(self.features, self.labels, 10)):
+            label = self.labels[index]
+            if taken[label] < limit:
+                taken[label] += 1
+                removed.append(index)
+        for index in removed:
+            (self.folder / f"{self.labels[index]:03d}" / f"{self.numbers[index]:07d}.png").unlink()
+        self.features, self.labels, self.numbers = (
+            np.delete(rows, removed, 0) for rows in (self.features, self.labels, self.numbers)
+        )
+
+    def distill(self) -> None:
+        self.student.train()
+        batches = iter(png_loader(self.folder, self.batch_size))
+        for _ in range(self.kd_steps):
+            images, _ = next(batches)
+            images = images.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                teacher_logits = self.teacher(images)
+            student_logits = self.student(images)
+            loss = 400 * F.kl_div(
+                (student_logits / 20).log_softmax(1), (teacher_logits / 20).softmax(1), reduction="batchmean"
+            )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item()
+
+    def epoch(self) -> None:
+        self.synthesize()
+        self.prune()
+        self.distill()

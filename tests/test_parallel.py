@@ -1,0 +1,94 @@
+"""Several processes on this machine's CPU, started by torchrun as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from test_scripts import metrics, write_teacher
+
+FLAGS = [
+    "--dataset", "digits", "--teacher", "wrn16_1", "--student", "mobilenetv2", "--epochs", "8", "--warmup",
+    "1", "--kd_steps", "3", "--ep_steps", "3", "--batch_size", "16", "--g_steps", "2", "--device", "cpu",
+]  # fmt: skip
+# A rank of bsr_main.py, which leaves its student behind, or ends before the epoch STOP.
+RANK = """
+import os, sys
+sys.path.insert(0, {root!r})
+import torch, bsr_main
+from datafree.session import Session
+from datafree.distill import Distiller
+run_epoch = Distiller.run_epoch
+def run_epoch_unless_stopped(self, epoch, *args):
+    if str(epoch) == os.environ.get("STOP"):
+        raise SystemExit(9)
+    return run_epoch(self, epoch, *args)
+Distiller.run_epoch = run_epoch_unless_stopped
+distill = Session.distill
+def and_save(self):
+    distill(self)
+    torch.save(self.student.state_dict(), "student-rank" + os.environ["RANK"] + ".pth")
+Session.distill = and_save
+bsr_main.main()
+"""
+
+
+def torchrun(cwd: Path, *flags: str, **environment: str):
+    script = cwd / "rank.py"
+    script.write_text(RANK.format(root=str(ROOT)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    return subprocess.run(
+        [*command, str(script), *FLAGS, *flags], cwd=cwd, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("parallel")
+    write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
+    done = torchrun(cwd, "--save_dir", "out")
+    assert done.returncode == 0, done.stderr
+    return cwd, done
+
+
+def test_both_processes_end_with_the_same_student(two_processes):
+    cwd, _ = two_processes
+    one, other = (torch.load(cwd / f"student-rank{rank}.pth") for rank in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    written = torch.load(cwd / "out/student.pth")["state_dict"]
+    assert all(torch.equal(one[key], written[key]) for key in one)
+
+
+def test_one_process_writes_the_run_folder_and_counts_all_samples(two_processes):
+    cwd, done = two_processes
+    rows = metrics(cwd / "out")
+    assert [row["epoch"] for row in rows] == list(range(8))
+    assert all(row["added"] == 16 for row in rows)
+    assert sum(rows[-1]["counts"]) == rows[-1]["repository"]
+    assert done.stdout.count("epoch 8/8") == 1
+    assert json.loads((cwd / "out/config.json").read_text())["processes"] == 2
+    assert (cwd / "out/images/epoch-0008.png").exists()
+
+
+def test_a_resumed_run_of_two_processes_continues_as_if_it_had_not_stopped(two_processes):
+    cwd, _ = two_processes
+    stopped = torchrun(cwd, "--save_dir", "stopped", STOP="4")
+    assert stopped.returncode != 0
+    assert len(metrics(cwd / "stopped")) == 4
+    # With little memory, which changes nothing.
+    done = torchrun(cwd, "--save_dir", "stopped", "--resume", "--repository_memory", "100KB")
+    assert done.returncode == 0, done.stderr
+    assert metrics(cwd / "stopped") == metrics(cwd / "out")
+
+
+def test_batches_that_cannot_be_divided_are_refused(two_processes):
+    cwd, _ = two_processes
+    done = torchrun(cwd, "--save_dir", "other", "--batch_size", "15")
+    assert done.returncode != 0
+    assert "--batch_size 15 cannot be divided among 2 processes" in done.stderr
+    assert not (cwd / "other").exists()
