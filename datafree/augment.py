@@ -22,10 +22,11 @@ class Normalize:
         self._mean = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, inplace: bool = False) -> Tensor:
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
-        return (images - self._mean.to(images.dtype)) / self._std.to(images.dtype)
+        mean, std = self._mean.to(images.dtype), self._std.to(images.dtype)
+        return (images.sub_(mean) if inplace else images.sub(mean)).div_(std)
 
 
 def is_small(images: Tensor) -> bool:
@@ -60,18 +61,18 @@ class Augment:
             return self(images.float().div_(255), generator)
         n, channels, height, width = images.shape
         shift_y, shift_x = self._pixel_shifts(n, generator)
-        padded = F.pad(images, (PADDING,) * 4)
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device).expand(n, -1)
         if self.flip:
             flipped = torch.rand(n, generator=generator, device=images.device) < 0.5
-            padded = torch.where(flipped[:, None, None, None], padded.flip(3), padded)
-            shift_x = torch.where(flipped, -shift_x, shift_x)
-        rows = torch.arange(height, device=images.device) + (PADDING + shift_y)[:, None]
-        columns = torch.arange(width, device=images.device) + (PADDING + shift_x)[:, None]
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        rows, columns = rows + (PADDING + shift_y)[:, None], columns + (PADDING + shift_x)[:, None]
         pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
         pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+        padded = F.pad(images, (PADDING,) * 4)
         cropped = padded.flatten(2).gather(2, pixels).view(images.shape)
         cropped = cropped.to(torch.float32, memory_format=torch.channels_last)
-        return self.normalize(cropped.div_(255))
+        return self.normalize(cropped.div_(255), inplace=True)
 
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crop and flip without normalising; (N, C, H, W) as given."""
