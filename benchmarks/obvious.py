@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kornia import augmentation as kornia
 from PIL import Image
 from sklearn.neighbors import LocalOutlierFactor
 from torch import Tensor, nn
@@ -84,7 +85,10 @@ class ObviousRun:
         linear.register_forward_hook(lambda _layer, inputs, _output: setattr(self, "penultimate", inputs[0]))
         self.meta = torch.optim.Adam(generator.parameters(), 1e-2, betas=(0.5, 0.999))
         self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
+        self.augment = nn.Sequential(
+            kornia.RandomCrop((32, 32), padding=4), kornia.RandomHorizontalFlip(),
+            kornia.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+        )  # fmt: skip
 
     def _hook(self, index: int):
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
@@ -103,7 +107,7 @@ class ObviousRun:
         self.meta.zero_grad()
         for _ in range(self.g_steps):
             images = clone(z)
-            inputs = (images - self.mean) / self.std
+            inputs = self.augment(images)
             logits = self.teacher(inputs)
             loss_bn = 0
             for index, layer in enumerate(self.layers):
@@ -122,7 +126,7 @@ class ObviousRun:
             optimizer.step()
         self.meta.step()
         with torch.no_grad():
-            labels = self.teacher((best[0] - self.mean) / self.std).argmax(1)
+            labels = self.teacher(self.augment(best[0])).argmax(1)
         write_pngs(self.folder, (best[0] * 255).to(torch.uint8), labels, self.next_number)
         self.features = np.concatenate([self.features, best[1].numpy()])
         self.labels = np.concatenate([self.labels, labels.numpy()])
