@@ -1,6 +1,7 @@
 # make demo   install, train a teacher on digits, distil a student from it (SEED=0)
 # make test   install, run the tests
 # make lint   install, check style
+# make bench  install, compare speed and memory with the obvious implementation
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -10,7 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint
+.PHONY: install demo test lint bench
 
 install: $(INSTALLED)
 
@@ -30,6 +31,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -q tests
+
+bench: $(INSTALLED)
+	$(PY) -W ignore benchmarks/bench.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

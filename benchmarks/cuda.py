@@ -1,0 +1,165 @@
+"""What is worth measuring on a CUDA GPU, with random data, in less than ten minutes; see cuda.sh.
+
+On the console a table, in --output all figures: the device's bf16 matrix rate; images a second in KD
+(resnet34 to resnet18, batch 256) and their share of that rate, by precision, with and without torch.compile;
+synthesis; IHO at 100,000 samples; and the time that these make of the published 420 epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import models
+from datafree.augment import Augment, Normalize
+from datafree.datasets import NORMALIZATIONS
+from datafree.distill import Distiller, DistillSettings
+from datafree.evaluate import Evaluation
+from datafree.iho import HomogeneityOperator
+from datafree.precision import autocast, set_kernels
+from datafree.record import environment
+from datafree.repository import SampleRepository
+from datafree.streams import RandomStreams
+from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
+from models.generator import Generator
+
+AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
+BATCH, G_STEPS, KD_STEPS, EPOCHS, WARMUP = 256, 10, 400, 420, 20  # as published
+
+
+def seconds(function: Callable[[], Any], device: torch.device, times: int) -> float:
+    """Of one call, on average, after two that are not counted."""
+    for call in range(times + 2):
+        if call == 2:
+            wait(device)
+            start = time.perf_counter()
+        function()
+    wait(device)
+    return (time.perf_counter() - start) / times
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: torch.device, size: int) -> float:
+    """Floating-point operations a second of a bf16 product of two square matrices."""
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    return 2 * size**3 / seconds(lambda: a @ a, device, 20)
+
+
+def step_flops(teacher: torch.nn.Module, student: torch.nn.Module, device: torch.device) -> int:
+    """Floating-point operations of KD on one image."""
+    images = torch.randn(2, 3, 32, 32, device=device)
+    with FlopCounterMode(display=False) as counter:
+        with torch.no_grad():
+            teacher(images)
+        student(images).sum().backward()
+    return counter.get_total_flops() // 2
+
+
+def make_distiller(
+    device: torch.device, archs: tuple[str, str], samples: int, amp: str, compiled: bool
+) -> Distiller:
+    torch.manual_seed(0)
+    streams = RandomStreams(0, device)
+    teacher, student = (
+        models.create(arch, 10).to(device, memory_format=torch.channels_last) for arch in archs
+    )
+    teacher.eval().requires_grad_(False)
+    repository = SampleRepository((3, 32, 32), 512, 10, device)
+    labels = torch.randint(0, 10, (samples,), device=device)
+    features = torch.randn(10, 512, device=device)[labels] + torch.randn(samples, 512, device=device)
+    images = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8, device=device)
+    repository.add(images, labels, features, torch.rand(samples, device=device))
+    settings = DistillSettings(
+        epochs=EPOCHS, warmup=0, kd_steps=KD_STEPS, ep_steps=KD_STEPS, batch_size=BATCH,
+        synthesis_batch_size=BATCH, lr=1e-3, momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5,
+        dlw=True, blg=True, iho=True, dlw_mode="dynamic", oh_min=0.5, oh_max=1, oh_step=0.1, oh_memory_size=8,
+        amp=amp, compile=compiled,
+    )  # fmt: skip
+    synthesizer = FastMetaSynthesizer(
+        teacher, student, Generator().to(device, memory_format=torch.channels_last), AUGMENT,
+        FastMetaSettings(G_STEPS, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9), streams.synthesis,
+        autocast=autocast(amp if amp != "fp16" else "off", device),
+    )  # fmt: skip
+    return Distiller(
+        teacher, student, synthesizer, repository, AUGMENT, settings, streams,
+        lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=Path("run/cuda.json"))
+    parser.add_argument("--tiny", action="store_true", help="a trial of the script, on any device")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    set_kernels(deterministic=False)
+    archs = ("wrn16_1", "wrn16_1") if args.tiny else ("resnet34", "resnet18")
+    samples, matrix, steps = (2_000, 256, 2) if args.tiny else (100_000, 8192, 60)
+    figures: dict[str, Any] = {**environment(device), "bf16_matrix_flops": matrix_rate(device, matrix)}
+    print(f"{figures['device_name']}: bf16 matrix product {figures['bf16_matrix_flops'] / 1e12:.1f} TFLOP/s")
+
+    def report(name: str, value: float, text: str) -> None:
+        figures[name] = value
+        print(f"{name:32} {text}", flush=True)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(figures, indent=2) + "\n")  # as soon as there is something
+
+    dim = 64 if args.tiny else 512
+    for amp, compiled in (("off", False), ("bf16", False), ("fp16", False), ("off", True), ("bf16", True)):
+        name = f"{amp}{', compiled' if compiled else ''}"
+        try:
+            distiller = make_distiller(device, archs, samples, amp, compiled)
+            distiller.settings = replace(distiller.settings, kd_steps=steps)
+            kd = seconds(lambda d=distiller: d._distill(lambda *_: None), device, 1) / steps
+            flops = step_flops(distiller.teacher, distiller.student, device)
+            rate = BATCH / kd
+            share = flops * rate / figures["bf16_matrix_flops"]
+            report(f"kd_images_per_second[{name}]", rate, f"{rate:,.0f} ({share:.1%} of the matrix rate)")
+            if compiled:
+                continue
+            targets = torch.randint(0, 10, (BATCH,), device=device)
+            call = seconds(lambda d=distiller, t=targets: d.synthesizer.synthesize(t, 0.5), device, 3)
+            report(f"synthesis_seconds[{name}]", call, f"{call:.3f} s")
+            whole = ((EPOCHS - WARMUP) * KD_STEPS * kd + EPOCHS * call) / 60
+            report(f"published_run_minutes[{name}]", whole, f"{whole:.1f} min without IHO and tests")
+        except RuntimeError as error:  # a compiler that is not there, say: the rest is worth having
+            print(f"{name}: {error}", flush=True)
+    repository = SampleRepository((1, 1, 1), dim, 10, device)
+
+    def arrive(count: int) -> None:
+        labels = torch.randint(0, 10, (count,), device=device)
+        nothing = torch.zeros(count, 1, 1, 1, dtype=torch.uint8, device=device)
+        repository.add(nothing, labels, torch.randn(count, dim, device=device), torch.rand(count))
+
+    operator = HomogeneityOperator(10, BATCH)
+    arrive(samples)
+    start = time.perf_counter()
+    operator.measure(repository.table())
+    wait(device)
+    report("iho_from_scratch_seconds", time.perf_counter() - start, f"{time.perf_counter() - start:.3f} s")
+
+    def update() -> None:
+        arrive(BATCH)
+        repository.remove(operator.select(operator.measure(repository.table()), repository.labels))
+
+    report("iho_update_seconds", value := seconds(update, device, 10), f"{value * 1e3:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
