@@ -116,7 +116,8 @@ def build_parser() -> Parser:
     group.add_argument("--compile", action="store_true",
                        help="torch.compile the student's steps; rounds otherwise, starts slowly")
     group.add_argument("--deterministic", action="store_true",
-                       help="on CUDA: the same bits every time, without TF32; a CPU always gives them")
+                       help="on CUDA: the same bits every time (images of up to 32 pixels), without TF32; "
+                       "a CPU always gives them")
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
 
     group = parser.add_argument_group("the run")
@@ -136,8 +137,8 @@ def build_parser() -> Parser:
                        help="also report the loss every so many student steps; 0: once an epoch")
     add_device_flags(group)
     group.add_argument("--repository_memory", type=memory_size, metavar="SIZE",
-                       help="of images kept in memory, such as 4GB or 500MB; the rest is read from the run "
-                       "folder, with the same results (default: all are kept)")
+                       help="of images that each process keeps in memory, such as 4GB; the rest is read from "
+                       "the run folder, with the same results (default: all are kept)")
 
     group = parser.add_argument_group("other methods (no effect on bsr and fast_meta)")
     group.add_argument("--act", type=non_negative_float, default=0.0, help="weight of the activation loss")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import tempfile
 import threading
@@ -27,7 +28,7 @@ AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
 
 def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * resource.getpagesize()
 
 
 class Peak(threading.Thread):
@@ -57,7 +58,10 @@ def fill(repository: SampleRepository, operator: HomogeneityOperator, count: int
         serials = torch.arange(start, start + batch)
         repository.add(images_of(serials, size), serials % 10, torch.randn(batch, dim), torch.rand(batch))
         operator.measure(repository.table())
-    for drawn in repository.batches(batch, 20, rng):
+    for number, drawn in enumerate(repository.batches(batch, 20, rng)):
+        if number == 0:  # what a repository all in memory would draw
+            first = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:batch]
+            assert torch.equal(drawn, images_of(first, size)), "images differ"
         AUGMENT(drawn, rng)
 
 
@@ -79,8 +83,6 @@ def main() -> None:
         peak.start()
         fill(repository, operator, count, batch)
         filled = resident_bytes()
-        for part in torch.randperm(count)[:1000].split(100):  # as from a repository all in memory
-            assert torch.equal(repository.images(part), images_of(part, size)), "images differ"
         figures = {"resident_gb": (filled - empty) / 1e9, "peak_gb": (peak.bytes - empty) / 1e9}
         print(json.dumps({**figures, "samples": len(repository)}))
 

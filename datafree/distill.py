@@ -92,7 +92,8 @@ class Distiller:
         self.blg = BiasedLabelGenerator(repository.num_classes)
         self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_batch_size)
         self.optimizer = torch.optim.SGD(
-            student.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+            student.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay,
+            fused=streams.device.type == "cuda" or None,  # skips fp16's overflows without asking the GPU
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, max(1, s.epochs - s.warmup), eta_min=FINAL_LR
@@ -139,7 +140,7 @@ class Distiller:
                 spread = self.iho.measure(self.repository.table())
                 if s.iho and epoch < s.epochs - LAST_UNPRUNED:
                     pruned = self.iho.select(spread, self.repository.labels)
-                    pruned = self.processes.first_says(pruned)
+                    pruned = self.processes.first_says(pruned.cpu()).to(pruned.device)
                     self.repository.remove(pruned)
                     removed += len(pruned)
 
@@ -273,6 +274,7 @@ class Distiller:
         self.scaler.load_state_dict(state["scaler"])
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.repository.load_state_dict(state["repository"])
+        self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
         self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None

@@ -29,7 +29,8 @@ class NeighbourLists:
     removed ones from the lists: its cost is linear in the number of samples. Candidates are found by
     single-precision matrix products with a bound on their rounding (double precision on a GPU), and
     measured in double precision as the norm of the difference. Of equally distant samples the one stored
-    first is the nearer, so that lists are the same however they came about.
+    first is the nearer, so that lists are the same however they came about (on a GPU, but for the last bit of
+    a distance).
 
     `distances` (S, k + spares), float64, ascending and `neighbours` (S, k + spares), int64 slots, are the
     lists by slot; past the end of a list they hold infinity and -1.
@@ -63,15 +64,16 @@ class NeighbourLists:
         for members in members_by_class:
             wanted = min(self.k, len(members) - 1)
             query = is_new[members] | (counts[members] < wanted)
-            if len(members) and query.any():
+            if len(members) > 1 and query.any():
                 arrivals.append(self._update_class(table.features, members, query, is_new[members]))
         if arrivals:
             self._insert(*(torch.cat(parts) for parts in zip(*arrivals, strict=True)))
         self._known = live
 
     def _grow(self, table: SlotTable) -> None:
-        more, device = len(table.labels) - len(self._known), table.labels.device
-        if more > 0 or self._known.device != device:
+        more, device = max(0, len(table.labels) - len(self._known)), table.labels.device
+        if more or self._known.device != device:
+
             def grown(rows: Tensor, fill: float) -> Tensor:
                 return torch.cat([rows, rows.new_full((more, *rows.shape[1:]), fill)]).to(device)
 
@@ -95,18 +97,13 @@ class NeighbourLists:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Count the lists of the members marked in `query` (n,), and find where the new ones among them
         enter the other members' lists: slots of owners, slots of arrivals (by age), distances."""
-        x = features.index_select(0, members)
-        if x.is_cuda:
-            x = x.double()  # fast there, and safe from TF32
-        x -= x[query].mean(0)  # distances stay, and rounding shrinks
-        # For lower bounds of squared distances, what rounding can add is taken off the squares.
-        rounding = 2 * x.shape[1] * torch.finfo(x.dtype).eps
-        squares = torch.linalg.vector_norm(x, dim=1).square() * (1 - rounding)
+        # Double precision is fast on a GPU, and safe from TF32.
+        x, squares = _centred(features, members, torch.float64 if features.is_cuda else features.dtype)
         # Only lists that are not counted anew have a horizon to be crossed.
         horizon = self._horizon[members].square().masked_fill(query, -math.inf).to(x.dtype)
         pairs = []
         for chunk in query.nonzero().squeeze(1).split(max(1, CHUNK // len(members))):
-            at_least = torch.addmm(squares, x[chunk], x.T, alpha=-2).add_(squares[chunk, None])
+            at_least = _lower_bounds(x, squares, chunk)
             self._count(features, members, chunk, at_least)
             near = (at_least[is_new[chunk]] <= horizon).nonzero()
             pairs.append(torch.stack([members[near[:, 1]], members[chunk[is_new[chunk]][near[:, 0]]]]))
@@ -130,8 +127,16 @@ class NeighbourLists:
         neighbours = members[candidates.gather(1, order)]
         kept = min(self.length, width)
         if width < n - 1:
-            safe = distances[:, kept - 1].square() < found.values[:, -1]
-            for row in (~safe).nonzero().squeeze(1).tolist():  # ties: measure the whole class
+            unsafe = (distances[:, kept - 1].square() >= found.values[:, -1]).nonzero().squeeze(1)
+            if len(unsafe) and at_least.dtype != torch.float64:  # a tight cluster: look more closely
+                x, squares = _centred(features, members, torch.float64)
+                for part in unsafe.split(max(1, CHUNK // n)):
+                    self._count(features, members, rows[part], _lower_bounds(x, squares, rows[part]))
+                resolved = slots[unsafe]
+                distances[unsafe, :kept] = self.distances[resolved, :kept]
+                neighbours[unsafe, :kept] = self.neighbours[resolved, :kept]
+                unsafe = unsafe[:0]
+            for row in unsafe.tolist():  # more equals than candidates: measure the whole class
                 others = members[members != slots[row]]
                 exact = pair_distances(features, slots[row].expand(n - 1), others).sort(stable=True)
                 distances[row, :kept] = exact.values[:kept]
@@ -163,9 +168,23 @@ class NeighbourLists:
         self._horizon[rows] = torch.where(overflowed, last, self._horizon[rows])
 
 
+def _centred(features: Tensor, members: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Features of the members about their mean, which leaves distances and shrinks rounding, and their
+    squared norms less what rounding can add to a squared distance."""
+    x = features.index_select(0, members).to(dtype)
+    x -= x.mean(0)
+    rounding = 2 * (x.shape[1] + 8) * torch.finfo(dtype).eps
+    return x, torch.linalg.vector_norm(x, dim=1).square() * (1 - rounding)
+
+
+def _lower_bounds(x: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
+    """Lower bounds (r, n) of the squared distances between the rows (r,) of x (n, D) and all of it."""
+    return torch.addmm(squares, x[rows], x.T, alpha=-2).add_(squares[rows, None])
+
+
 def pair_distances(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Euclidean distances, float64 (P,), of the rows `first` (P,) and `second` (P,) of features (S, D)."""
-    chunk = max(1, (1 << 18) // features.shape[1])  # small enough for a processor's cache
+    chunk = max(1, (CHUNK if features.is_cuda else 1 << 18) // features.shape[1])  # a CPU has its cache
     distances = torch.empty(len(first), dtype=torch.float64, device=features.device)
     for a, b, result in zip(first.split(chunk), second.split(chunk), distances.split(chunk), strict=True):
         difference = features.index_select(0, a).double().sub_(features.index_select(0, b))

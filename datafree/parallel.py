@@ -65,6 +65,12 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
+    def end(self) -> None:
+        """Take leave of the others: no messages from here on."""
+        if self.world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
     def wait(self) -> None:
         """Return when all have come this far."""
         if self.world_size > 1:

@@ -22,14 +22,12 @@ PRETRAINED = Path("checkpoints/pretrained")
 
 
 def choose_device(device: str | None, gpu: int | None) -> torch.device:
-    """`--device` if given, else GPU number `--gpu` if given, else a GPU if there is one (under `torchrun`
-    each process its own), else the CPU.
+    """`--device` if given, else GPU number `--gpu` if given, else a GPU if there is one, else the CPU; under
+    `torchrun` each process its own GPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or several processes would share it.
     """
-    if gpu is None and "LOCAL_RANK" in os.environ:
-        gpu = int(os.environ["LOCAL_RANK"]) if torch.cuda.is_available() else None
     name = device or (f"cuda:{gpu}" if gpu is not None else "cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(name)
@@ -37,11 +35,17 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device {name}: use cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and not 0 <= (chosen.index or 0) < torch.cuda.device_count():
-        raise UserError(f"no device {name}: {torch.cuda.device_count()} GPUs are visible; try --device cpu")
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    return chosen
+    if chosen.type == "cpu":
+        return chosen
+    if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{name} would be shared by all processes: leave out --gpu, or give --device cuda")
+    index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+    if not 0 <= index < torch.cuda.device_count():
+        raise UserError(
+            f"no device cuda:{index}: {torch.cuda.device_count()} GPUs are visible; try --device cpu"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class SampleRepository:
         self._order = none()  # slots, oldest sample first
         self._free = none()  # slots that hold no sample
         self._free_places = none()  # of `_images`
-        self._some_away = False
+        self._some_away = False  # whether images of this process are not resident
 
     def __len__(self) -> int:
         return len(self._order)
@@ -95,7 +95,7 @@ class SampleRepository:
     def images(self, indices: Tensor) -> Tensor:
         """uint8 (len(indices), C, H, W) of the samples at these places of the stored order. Those of other
         processes are read from the log."""
-        return self._at(self._rows["places"][self._order[indices]])
+        return self._mixed(self._rows["places"][self._order[indices]])
 
     def counts(self) -> Tensor:
         """Samples of each class, int64 (num_classes,)."""
@@ -136,7 +136,7 @@ class SampleRepository:
         places = -1 - serials
         own = (serials % self.world_size == self.rank).nonzero().squeeze(1)
         room = self._make_room(len(own))
-        self._some_away |= room < count
+        self._some_away |= room < len(own)
         taken, self._free_places = self._free_places[:room], self._free_places[room:]
         self._images[taken] = images.to(self.device)[own[:room]]
         places[own[:room]] = taken
@@ -187,11 +187,10 @@ class SampleRepository:
                 shuffle = torch.randperm(len(places), generator=generator, device=self.device)
                 queue = torch.cat([queue, places[shuffle]])
             batch, queue = queue[:batch_size], queue[batch_size:]
-            yield self._at(batch)
+            yield self._mixed(batch) if self._some_away else self._images[batch]
 
-    def _at(self, places: Tensor) -> Tensor:
-        if not self._some_away:
-            return self._images[places]
+    def _mixed(self, places: Tensor) -> Tensor:
+        """Images from memory and from the log."""
         images = self._images.new_empty(len(places), *self._image_shape)
         away = places < 0
         images[~away] = self._images[places[~away]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +36,7 @@ SHEETS = 10  # contact sheets written in the course of a run
 MAY_CHANGE = {
     "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
     "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
-    "mean", "std", "img_size", "flip", "repository_memory", "compile",
+    "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16",
 }
 
 
@@ -84,7 +86,12 @@ class Session:
     @cached_property
     def test_images(self) -> data.ImageSet:
         a = self.args
-        return data.load(a.dataset, "test", a.data_root, self.facts.img_size, a.download, a.workers)
+        if not self.processes.first:
+            self.processes.wait()  # until the first has downloaded what is to be
+        images = data.load(a.dataset, "test", a.data_root, self.facts.img_size, a.download, a.workers)
+        if self.processes.first:
+            self.processes.wait()
+        return images
 
     def say(self, text: str, color: str | None = None) -> None:
         if self.run:
@@ -180,15 +187,27 @@ class Session:
                     f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
                     + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
                 )
-            samples = path.parent / SAMPLES
-            if self.processes.first and samples.exists() and path.parent.resolve() != self.folder.resolve():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(samples, self.folder / SAMPLES)
-            self.processes.wait()
-            distiller.load_state_dict(content["distiller"])
+            with self._samples_beside(path):
+                distiller.load_state_dict(content["distiller"])
             return Progress(**content["progress"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
+
+    @contextmanager
+    def _samples_beside(self, path: Path) -> Iterator[None]:
+        """Bring the samples beside another folder's checkpoint to this one; they go if the block fails."""
+        source, target = path.parent / SAMPLES, self.folder / SAMPLES
+        bring = self.processes.first and source.exists() and source.resolve() != target.resolve()
+        try:
+            if bring:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            self.processes.wait()
+            yield
+        except BaseException:
+            if bring:
+                target.unlink(missing_ok=True)
+            raise
 
     def distill(self) -> None:
         """Run the epochs, recording each; ends with the final figures."""
@@ -207,6 +226,7 @@ class Session:
             for epoch in range(progress.epoch, a.epochs):
                 distiller.run_epoch(epoch)
                 distiller.state_dict()  # to which every process contributes
+            self.processes.end()
             return
         run = self.run = RunFolder(self.folder, a.overwrite)
         run.log_earlier(self.said)
@@ -234,6 +254,7 @@ class Session:
                         "distiller": distiller.state_dict(),
                     }
                 )
+        self.processes.end()
         run.save_student(self.facts.describe(a.student, self.student))
         self._finish(run, progress)
         if a.export_repository:

@@ -136,6 +136,22 @@ def test_outlier_factors_of_identical_samples_are_one():
     assert len(spread.outside) == 0
 
 
+def test_classes_may_be_empty_or_of_one_and_grow_later(rng):
+    repository, operator = SampleRepository((1, 1, 1), 4, 3), HomogeneityOperator(3, 6)
+    for count, label in ((1, 0), (12, 2), (1, 0), (11, 0)):
+        labels = torch.full((count,), label)
+        features = torch.randn(count, 4, generator=rng)
+        repository.add(torch.zeros(count, 1, 1, 1), labels, features, torch.zeros(count))
+        spread = operator.measure(repository.table())
+        for scored in (0, 2):
+            members = repository.labels == scored
+            if members.sum() > 10:
+                expected = sklearn_factors(repository.features[members])
+                np.testing.assert_allclose(spread.factors[members], expected, rtol=1e-6)
+            else:
+                assert spread.factors[members].isnan().all()
+
+
 def test_neighbours_hidden_by_rounding_are_found(rng):
     """Points far nearer to one another than single precision resolves at their distance from the rest."""
     features = torch.cat([1000 + 1e-3 * torch.randn(60, 16, generator=rng), torch.zeros(60, 16)])
