@@ -39,7 +39,8 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         return chosen
     if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
         raise UserError(f"{name} would be shared by all processes: leave out --gpu, or give --device cuda")
-    index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+    # The number as written: torch.device keeps it in eight bits.
+    index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else int(name.partition(":")[2])
     if not 0 <= index < torch.cuda.device_count():
         raise UserError(
             f"no device cuda:{index}: {torch.cuda.device_count()} GPUs are visible; try --device cpu"
