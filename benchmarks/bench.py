@@ -77,13 +77,11 @@ def seconds_text(seconds: list[float]) -> str:
     return f"{middle:.1f} ms ({low:.0f}-{high:.0f})"
 
 
-def in_turns(
-    first: Callable[[], Any], second: Callable[[], Any], times: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of each of `times` calls of both, after one of each that is not counted."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def in_turns(*functions: Callable[[], Any], times: int) -> list[list[float]]:
+    """Seconds of each of `times` calls of every function, after one of each that is not counted."""
+    seconds: list[list[float]] = [[] for _ in functions]
     for turn in range(times + 1):
-        for function, kept in zip((first, second), seconds, strict=True):
+        for function, kept in zip(functions, seconds, strict=True):
             start = time.perf_counter()
             function()
             if turn:
@@ -132,7 +130,7 @@ def filled_repository(count: int, dim: int, log: Path | None = None) -> SampleRe
 
 def make_distiller(
     teacher_arch: str, student_arch: str, count: int, batch_size: int, g_steps: int, kd_steps: int,
-    log: Path | None = None,
+    log: Path | None = None, compiled: bool = False,
 ) -> Distiller:
     """Of a run in full swing, with `count` samples of noise to begin with."""
     streams = RandomStreams(0)
@@ -146,6 +144,7 @@ def make_distiller(
         epochs=1000, warmup=0, kd_steps=kd_steps, ep_steps=kd_steps, batch_size=batch_size,
         synthesis_batch_size=batch_size, lr=0.2, momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5,
         dlw=True, blg=True, iho=True, dlw_mode="dynamic", oh_min=0.5, oh_max=1, oh_step=0.1, oh_memory_size=8,
+        compile=compiled,
     )  # fmt: skip
     return Distiller(
         frozen, student, synthesizer, repository, AUGMENT, settings, streams,
@@ -175,7 +174,8 @@ def bench_batches(table: Table, folder: Path, repository: SampleRepository) -> N
     theirs = repository.batches(256, 10**6, rng)
     a, b = in_turns(
         lambda: AUGMENT(next(ours), rng),
-        lambda: v2_normalize(torch.stack([v2_transform(image) for image in to_float(next(theirs))])), 5,
+        lambda: v2_normalize(torch.stack([v2_transform(image) for image in to_float(next(theirs))])),
+        times=5,
     )  # fmt: skip
     table.times("  ... against torchvision v2, image by image", a, b, None, True)
     from kornia import augmentation as kornia
@@ -184,13 +184,13 @@ def bench_batches(table: Table, folder: Path, repository: SampleRepository) -> N
         kornia.RandomCrop((32, 32), padding=4), kornia.RandomHorizontalFlip(),
         kornia.Normalize(torch.tensor(obvious.MEAN), torch.tensor(obvious.STD)),
     )  # fmt: skip
-    a, b = in_turns(lambda: AUGMENT(next(ours), rng), lambda: chain(to_float(next(theirs))), 8)
+    a, b = in_turns(lambda: AUGMENT(next(ours), rng), lambda: chain(to_float(next(theirs))), times=8)
     table.times("  ... against kornia, whole batches", a, b, None, True)
 
 
 def bench_iho(table: Table) -> None:
     """An epoch's arrivals and removals, against scoring everything with scikit-learn."""
-    for count, times in ((5_000, 4), (20_000, 3), (50_000, 3), (100_000, 2)):
+    for count, times in ((5_000, 4), (20_000, 3), (50_000, 3), (100_000, 1)):
         repository = filled_repository(count, 512)
         operator = HomogeneityOperator(CLASSES, 256)
         operator.measure(repository.table())
@@ -223,7 +223,7 @@ def bench_kd_step(table: Table) -> None:
         F.mse_loss(student(resident), teacher_logits).backward()
 
     distiller.student.train()
-    ours, other = in_turns(lambda: distiller._distill(lambda *_: None), bare, 25)
+    ours, other = in_turns(lambda: distiller._distill(lambda *_: None), bare, times=16)
     table.times("KD step, wrn40_2 to wrn16_1, batch 128, against its networks", ours, other, 1.1, False)
 
 
@@ -240,33 +240,41 @@ def bench_synthesis_step(table: Table) -> None:
             images = generator(z)
             F.mse_loss(student(images), frozen(images)).backward()
 
-    ours, other = in_turns(lambda: distiller.synthesizer.synthesize(targets, 0.5), bare, 4)
+    ours, other = in_turns(lambda: distiller.synthesizer.synthesize(targets, 0.5), bare, times=3)
     what = "synthesis of 5 steps, wrn40_2 and wrn16_1, batch 128, against networks"
     table.times(what, ours, other, 1.4, False)
 
 
 def bench_epoch(table: Table, folder: Path, samples: tuple[torch.Tensor, ...]) -> None:
-    """Synthesis of 5 steps, IHO, BLG and 40 steps of KD, with 50,000 samples there already. Ours also
-    writes a checkpoint."""
-    arch = "vgg8"
-    distiller = make_distiller(arch, "wrn16_1", 0, 128, 5, 40, folder / "samples.bin")
+    """Synthesis of 2 steps, IHO, BLG and 40 steps of KD (published: 10 and 400), with 50,000 samples there
+    already. Ours also writes a checkpoint."""
+    arch, g_steps, kd_steps = "vgg8", 2, 40
     images, labels, _, margins = samples
-    dim = distiller.repository.features.shape[1]
-    features = torch.relu(torch.randn(len(labels), dim))
-    distiller.repository.add(images, labels, features, margins)
     frozen, student = (
         made.to(memory_format=torch.contiguous_format) for made in (teacher(arch), network("wrn16_1"))
     )
-    run = obvious.ObviousRun(frozen, student, Generator(), folder, features, labels, 128, 5, 40)
-    epochs = iter(range(100))
+    dim = PenultimateFeatures(frozen).dim
+    features = torch.relu(torch.randn(len(labels), dim))
+    run = obvious.ObviousRun(
+        frozen, student, Generator(), folder, features, labels, 128, g_steps, kd_steps
+    )
 
-    def epoch() -> None:
-        distiller.run_epoch(next(epochs))
-        checkpoint.save(distiller.state_dict(), folder / "checkpoint.pth")
+    def ours(compiled: bool) -> Callable[[], None]:
+        log = folder / f"samples-{compiled}.bin"
+        distiller = make_distiller(arch, "wrn16_1", 0, 128, g_steps, kd_steps, log, compiled)
+        distiller.repository.add(images, labels, features, margins)
+        epochs = iter(range(100))
 
-    ours, other = in_turns(epoch, run.epoch, 2)
+        def epoch() -> None:
+            distiller.run_epoch(next(epochs))
+            checkpoint.save(distiller.state_dict(), folder / "checkpoint.pth")
+
+        return epoch
+
+    plain, compiled, other = in_turns(ours(False), ours(True), run.epoch, times=2)
     what = f"epoch, {arch} ({dim} features) to wrn16_1, against the obvious"
-    table.times(what, ours, other, 2.5, True)
+    table.times(what, plain, other, None, True)
+    table.times("  ... with --compile", compiled, other, 2.5, True)
 
 
 def bench_growth(table: Table) -> None:
