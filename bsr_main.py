@@ -27,21 +27,13 @@ from datafree.flags import (
     positive_int,
     run,
 )
-
-METHODS = ("bsr", "fast_meta")
-PEERS = ("fast", "cmi", "deepinv", "dafl", "zskt", "dfad", "dfq")  # compared with; not here yet
-# Flags that only some of the peers read, listed so that published commands parse.
-PEER_FLAGS = ("act", "balance", "cr", "cr_T", "cmi_init")
-
-
-def method_name(text: str) -> str:
-    if text in PEERS:
-        raise argparse.ArgumentTypeError(f"method {text} is not implemented yet; use {' or '.join(METHODS)}")
-    return one_of("method", METHODS)(text)
+from datafree.methods import METHODS, SYNTHESIS_FLAGS, WEIGHTS, published_settings
 
 
 def build_parser() -> Parser:
-    parser = Parser("Distil a student from a frozen teacher without its training data (BSR).")
+    parser = Parser(
+        "Distil a student from a frozen teacher without its training data (BSR).", published_settings()
+    )
 
     group = parser.add_argument_group("networks")
     arch = one_of("network", models.NAMES)
@@ -58,14 +50,18 @@ def build_parser() -> Parser:
     add_data_flags(group, tuple(SPECS), "cifar10")
 
     group = parser.add_argument_group("method")
-    group.add_argument("--method", type=method_name, default="bsr",
-                       help="bsr, or fast_meta: the same with DLW, BLG and IHO off")
+    group.add_argument("--method", type=one_of("method", tuple(METHODS)), default="bsr",
+                       help=f"one of {', '.join(METHODS)}, each with its published settings (see the end); "
+                       "bsr is fast_meta with DLW, BLG and IHO, which all methods can have")
     group.add_argument("--dlw", action=argparse.BooleanOptionalAction, default=None,
                        help="dynamic pseudo-supervised loss weight")
     group.add_argument("--blg", action=argparse.BooleanOptionalAction, default=None,
                        help="biased label generator")
     group.add_argument("--iho", action=argparse.BooleanOptionalAction, default=None,
                        help="intra-class homogeneity operator")
+    group.add_argument("--store_samples", action="store_true",
+                       help="teach the student from stored samples, which DLW, BLG and IHO need, where a "
+                       "method would from fresh ones (dafl, zskt, dfad, dfq)")
     group.add_argument("--dlw_mode", type=one_of("DLW mode", DLW_MODES), default="dynamic",
                        help=f"how DLW sets the weight: {', '.join(DLW_MODES)}")
     group.add_argument("--oh_min", type=positive_float, default=0.5,
@@ -140,12 +136,18 @@ def build_parser() -> Parser:
                        help="of images that each process keeps in memory, such as 4GB; the rest is read from "
                        "the run folder, with the same results (default: all are kept)")
 
-    group = parser.add_argument_group("other methods (no effect on bsr and fast_meta)")
-    group.add_argument("--act", type=non_negative_float, default=0.0, help="weight of the activation loss")
-    group.add_argument("--balance", type=non_negative_float, default=0.0, help="weight of class balance")
-    group.add_argument("--cr", type=non_negative_float, default=0.8, help="weight of the contrastive loss")
-    group.add_argument("--cr_T", type=positive_float, default=0.2, help="temperature of the same")
-    group.add_argument("--cmi_init", help="folder of samples to start from")
+    group = parser.add_argument_group("synthesis, methods other than bsr, fast_meta and fast")
+    group.add_argument("--act", type=non_negative_float, default=0.0,
+                       help="weight of the activation loss (dafl)")
+    group.add_argument("--balance", type=non_negative_float, default=0.0,
+                       help="weight of the class balance loss (dafl, dfq)")
+    group.add_argument("--cr", type=non_negative_float, default=0.8,
+                       help="weight of the contrastive loss (cmi)")
+    group.add_argument("--cr_T", type=positive_float, default=0.2, help="its temperature")
+    group.add_argument("--cmi_init", metavar="DIR", help="folder of images that cmi starts its samples with")
+    group.add_argument("--tv", type=non_negative_float, default=2.5e-5,
+                       help="weight of total variation (deepinv)")
+    group.add_argument("--l2", type=non_negative_float, default=3e-8, help="weight of the L2 norm (deepinv)")
     return parser
 
 
@@ -155,9 +157,18 @@ def resolve(args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: numbers that cannot be meant.
     """
+    method = METHODS[args.method]
+    for name, value in method.settings(args.given, args.g_steps).items():
+        setattr(args, name, value)
+    args.store_samples = args.store_samples or method.stores
     for component in ("dlw", "blg", "iho"):
         if getattr(args, component) is None:
             setattr(args, component, args.method == "bsr")
+        if getattr(args, component) and not args.store_samples:
+            raise UserError(f"--{component} needs samples that are kept: add --store_samples")
+    if not args.dlw and not any(getattr(args, name) for name in WEIGHTS if name in method.takes):
+        names = ", ".join(f"--{name}" for name in WEIGHTS if name in method.takes)
+        raise UserError(f"{args.method} has nothing to optimise: give one of {names} a weight")
     if args.fp16 and args.amp == "bf16":
         raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
     args.amp = "fp16" if args.fp16 else args.amp
@@ -186,9 +197,13 @@ def ignored_flags(args: argparse.Namespace) -> list[str]:
     """Warnings about flags that were given and have no effect."""
     given = args.given
     warnings = []
-    peers = [f"--{name}" for name in PEER_FLAGS if name in given]
-    if peers:
-        warnings.append(f"--method {args.method} ignores {', '.join(peers)}")
+    takes = METHODS[args.method].takes
+    ignored = [f"--{name}" for name in SYNTHESIS_FLAGS if name in given and name not in takes]
+    if ignored:
+        those = " ".join(f"--{name}" for name in takes)
+        warnings.append(f"{args.method} ignores {', '.join(ignored)}; of such flags it takes {those}")
+    if "store_samples" in given and METHODS[args.method].stores:
+        warnings.append(f"--store_samples has no effect: {args.method} always stores its samples")
     if args.dlw and "oh" in given:
         warnings.append("--oh has no effect while DLW sets the weight: use --oh_min or --no-dlw")
     dlw_names = ("dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size")

@@ -2,7 +2,8 @@
 
     python train_scratch.py --model resnet34 --dataset cifar10 --batch-size 64 --lr 0.1
 
-Writes checkpoints/pretrained/{dataset}_{model}.pth, where bsr_main.py looks for its teacher.
+Writes checkpoints/pretrained/{dataset}_{model}.pth, where bsr_main.py looks for its teacher, and a JSON file
+beside it with the accuracy.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def build_parser() -> Parser:
                        help="start from torchvision's ImageNet weights (*_imagenet only)")
     add_data_flags(group, tuple(SPECS), "cifar10")
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
+    group.add_argument("--epochs", type=non_negative_int, default=200,
+                       help="passes over the training images; 0 writes the network as initialised")
     group.add_argument("--batch_size", type=positive_int, default=128, help="images a step")
     group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
     group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")

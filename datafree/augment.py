@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SMALL = 32  # pixels a side, up to which images are padded and cropped back
 PADDING = 4  # pixels around a small image, before it is cropped back
 SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps
 ASPECT = (3 / 4, 4 / 3)
@@ -29,11 +30,6 @@ class Normalize:
         return (images.sub_(mean) if inplace else images.sub(mean)).div_(std)
 
 
-def is_small(images: Tensor) -> bool:
-    """Whether images (N, C, H, W) are padded and cropped rather than resized."""
-    return max(images.shape[2:]) <= 32
-
-
 class Augment:
     """Random crop, horizontal flip and normalisation of images (N, C, H, W) in [0, 1].
 
@@ -43,11 +39,13 @@ class Augment:
     Args:
         normalize: applied last.
         flip: whether to flip half of the images; not where a flip changes the class (digits).
+        scale: crop and resize images of any size, to shares of their area in this range.
     """
 
-    def __init__(self, normalize: Normalize, flip: bool):
+    def __init__(self, normalize: Normalize, flip: bool, scale: tuple[float, float] | None = None):
         self.normalize = normalize
         self.flip = flip
+        self.scale = scale
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) as given, or float32 in channels-last layout for stored images, which are uint8."""
@@ -57,7 +55,7 @@ class Augment:
 
     def _stored(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The same of uint8 images, without gradients: whole-pixel crops are taken in 8 bits."""
-        if not is_small(images):
+        if not self._shifts(images):
             return self(images.float().div_(255), generator)
         n, channels, height, width = images.shape
         shift_y, shift_x = self._pixel_shifts(n, generator)
@@ -74,16 +72,20 @@ class Augment:
         cropped = cropped.to(torch.float32, memory_format=torch.channels_last)
         return self.normalize(cropped.div_(255), inplace=True)
 
+    def _shifts(self, images: Tensor) -> bool:
+        """Whether images (N, C, H, W) are padded and cropped rather than resized."""
+        return self.scale is None and max(images.shape[2:]) <= SMALL
+
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Crop and flip without normalising; (N, C, H, W) as given."""
         n, height, width = len(images), images.shape[2], images.shape[3]
-        small = is_small(images)
+        small = self._shifts(images)
         if small:
             pixels = self._pixel_shifts(n, generator)
             shift_y, shift_x = pixels[0] * (2 / height), pixels[1] * (2 / width)  # images span -1 .. 1
             scale_y = scale_x = torch.ones(n, device=images.device)
         else:
-            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, generator)
+            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, self.scale or SCALE, generator)
         if self.flip:
             sign = torch.rand(n, generator=generator, device=images.device) < 0.5
             scale_x = torch.where(sign, -scale_x, scale_x)
@@ -101,12 +103,12 @@ class Augment:
 
     @staticmethod
     def _resized_crop(
-        n: int, generator: torch.Generator
+        n: int, scale: tuple[float, float], generator: torch.Generator
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Scale and shift of rows and of columns: area uniform in SCALE, aspect log-uniform in ASPECT,
+        """Scale and shift of rows and of columns: area uniform in `scale`, aspect log-uniform in ASPECT,
         a side that would leave the image cut to its edge."""
         u = torch.rand(4, n, generator=generator, device=generator.device)
-        area = SCALE[0] + (SCALE[1] - SCALE[0]) * u[0]
+        area = scale[0] + (scale[1] - scale[0]) * u[0]
         low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
         root = (0.5 * (low + (high - low) * u[1])).exp()
         scale_x = (area.sqrt() * root).clamp(max=1)

@@ -162,6 +162,20 @@ def _torchvision(dataset: str, split: str, root: Path, download: bool) -> ImageS
     return _in_memory(images, torch.tensor(found.targets), found.classes)
 
 
+def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
+    """Every image in a folder and those below it, unlabelled: in one class of no name.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder of images at {folder}: check the path")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        raise UserError(f"{folder} has no images in it: name a folder that has")
+    return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
+
+
 def find_split(dataset: str, split: str, root: Path) -> Path:
     """The folder of a split of an image-folder dataset: `train`, or `test` or `val`, in `root`,
     `root/{dataset}` or `root/torchdata/{dataset}`.
@@ -257,8 +271,13 @@ def _image_folder(folder: Path, img_size: int, workers: int) -> ImageSet:
         labels += [label] * len(found)
     if not files:
         raise UserError(f"{folder} has class folders but no images in them")
+    return _read_files(files, torch.tensor(labels), classes, img_size, workers)
+
+
+def _read_files(
+    files: list[Path], labels: Tensor, classes: Sequence[str], img_size: int, workers: int
+) -> ImageSet:
     reader = _FolderReader(files, img_size, workers)
-    targets = torch.tensor(labels)
     if img_size <= IN_MEMORY_SIZE:
-        return _in_memory(reader(torch.arange(len(files))), targets, classes)
-    return ImageSet(reader, targets, classes)
+        return _in_memory(reader(torch.arange(len(files))), labels, classes)
+    return ImageSet(reader, labels, classes)

@@ -20,8 +20,9 @@ from datafree.errors import UserError
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
 from datafree.parallel import ALONE, Processes, batch_statistics
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import at_least_single, autocast
-from datafree.repository import SampleRepository, to_uint8
+from datafree.repository import SampleRepository, to_float, to_uint8
 from datafree.streams import RandomStreams
 from datafree.synthesis.base import OnStep, Synthesis, Synthesizer, ignore_step
 
@@ -54,6 +55,8 @@ class DistillSettings:
     oh_memory_size: int
     amp: str = "off"  # a key of `precision.AMP`
     compile: bool = False
+    store: bool = True  # else the student learns from fresh samples of the generator
+    divergence: str = "kl"  # what teaches the student, see `losses.divergence`
 
     @property
     def rounds(self) -> int:
@@ -122,12 +125,14 @@ class Distiller:
         # 1. DLW sets the weight of the pseudo-supervised loss.
         alpha = self.dlw.update(epoch) if s.dlw else s.oh
 
-        for _ in range(s.rounds):
-            # 2. Synthesis adds one batch to the repository.
+        for number in range(s.rounds):
+            # 2. Synthesis adds one batch to the repository, or replaces what is there only to be measured.
             with self._phase("synthesis"):
                 targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
                 new = self._synthesize(targets, alpha, on_step)
                 self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g")
+                if not s.store:
+                    self.repository.remove(torch.arange(len(self.repository), device=targets.device))
                 self.repository.add(new.images, new.labels, new.features, new.margins)
                 self.processes.wait()  # until the first has logged the samples
                 self.dlw.record(new.losses["adv"], new.losses["bn"])
@@ -136,9 +141,11 @@ class Distiller:
                 continue
 
             # 3. IHO prunes the repository.
+            prune = s.iho and epoch < s.epochs - LAST_UNPRUNED
             with self._phase("iho"):
-                spread = self.iho.measure(self.repository.table())
-                if s.iho and epoch < s.epochs - LAST_UNPRUNED:
+                if prune or number == s.rounds - 1:
+                    spread = self.iho.measure(self.repository.table())
+                if prune:
                     pruned = self.iho.select(spread, self.repository.labels)
                     pruned = self.processes.first_says(pruned.cpu()).to(pruned.device)
                     self.repository.remove(pruned)
@@ -203,8 +210,8 @@ class Distiller:
         self.student.train()
         total = torch.zeros(2, device=rng.device)  # losses, and how many there are
         batch_size = s.batch_size // self.processes.world_size
-        for images in self.repository.batches(batch_size, s.kd_steps, rng):
-            loss = self.kd_step(self.augment(images, rng))
+        for inputs in self._inputs(batch_size):
+            loss = self.kd_step(inputs)
             pair = torch.stack([loss, torch.ones_like(loss)])
             # The scaler skips steps that overflow in half precision; they are no sign of divergence.
             total += torch.where(loss.isfinite(), pair, 0) if s.amp == "fp16" else pair
@@ -212,6 +219,16 @@ class Distiller:
         self.processes.average([total, *batch_statistics(self.student)])
         losses_sum, count = total.tolist()
         return losses_sum / count if count else math.nan
+
+    def _inputs(self, batch_size: int) -> Iterator[Tensor]:
+        """`kd_steps` batches as the networks see them: of stored samples, augmented, or of fresh ones."""
+        s, rng = self.settings, self.streams.distillation
+        if s.store:
+            for images in self.repository.batches(batch_size, s.kd_steps, rng):
+                yield self.augment(images, rng)
+        else:
+            for _ in range(s.kd_steps):
+                yield self.augment.normalize(self.synthesizer.sample(batch_size))
 
     def kd_step(self, inputs: Tensor) -> Tensor:
         """One step on a batch (N, 3, H, W) as the networks see it; returns the loss, detached."""
@@ -222,9 +239,8 @@ class Distiller:
             with torch.no_grad():
                 teacher_logits = teacher(inputs)
             student_logits = student(inputs)
-        loss = losses.kldiv(
-            at_least_single(student_logits), at_least_single(teacher_logits), s.temperature
-        )
+        pair = at_least_single(student_logits), at_least_single(teacher_logits)
+        loss = losses.divergence(s.divergence, *pair, s.temperature)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -244,6 +260,16 @@ class Distiller:
     def _require_finite(loss: float, epoch: int, phase: str, flags: str) -> None:
         if not math.isfinite(loss):
             raise UserError(f"the {phase} loss is {loss} in epoch {epoch}: try a lower {flags}")
+
+    @torch.no_grad()
+    def store(self, images: Tensor) -> None:
+        """Put uint8 images (N, 3, H, W) from elsewhere into the repository, with the teacher's labels."""
+        seen = PenultimateFeatures(self.teacher)
+        inputs = self.augment.normalize(to_float(images.to(self.streams.device)))
+        with seen.capture():
+            top = self.teacher(inputs).softmax(1).topk(2)
+        margins = top.values[:, 0] - top.values[:, 1]
+        self.repository.add(images, top.indices[:, 0], seen.value, margins)
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedules as if the epochs before `epoch` had been run (`--start_epoch`)."""

@@ -14,8 +14,10 @@ from datafree.errors import UserError, did_you_mean
 class Parser(argparse.ArgumentParser):
     """Dashes and underscores in option names are the same; errors are one line with status 2."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    def __init__(self, description: str, epilog: str | None = None):
+        super().__init__(
+            description=description, epilog=epilog, formatter_class=_HelpFormatter, allow_abbrev=False
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Parse; `given` in the result is the set of the destinations named on the command line."""
@@ -40,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Appends the default to every help text that has one to show."""
 
     def _get_help_string(self, action: argparse.Action) -> str:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datafree.precision import at_least_single
+
 
 def kldiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) at a temperature, averaged over the batch, times its square
@@ -41,7 +43,7 @@ def class_balance(logits: Tensor) -> Tensor:
     """`sum_k p_k log p_k` of the batch's mean softmax (DAFL, Chen et al., ICCV 2019, equation 6):
     smallest, -log C, when the predictions are spread evenly over the classes."""
     p = F.softmax(logits, dim=1).mean(0)
-    return (p * p.log()).sum()
+    return (p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()
 
 
 def total_variation(images: Tensor) -> Tensor:
@@ -57,3 +59,37 @@ def total_variation(images: Tensor) -> Tensor:
 def l2_norm(images: Tensor) -> Tensor:
     """Euclidean norm of the whole batch (DeepInversion's image prior)."""
     return torch.linalg.vector_norm(images)
+
+
+def activation(features: Tensor) -> Tensor:
+    """Minus the mean absolute value of penultimate features (N, D): real images excite more of them than
+    noise does (DAFL's activation loss)."""
+    return -at_least_single(features).abs().mean()
+
+
+def info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (van den Oord et al., 2018): cross entropy of picking, by inner product over the temperature,
+    each anchor's own candidate among all.
+
+    Args:
+        anchors: (N, D).
+        candidates: (M, D), M >= N; that of anchor i is number i, the others are its negatives.
+    """
+    logits = anchors @ candidates.T / temperature
+    return F.cross_entropy(logits, torch.arange(len(anchors), device=anchors.device))
+
+
+def divergence(
+    kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """By how much a student differs from its teacher: `kl` (see `kldiv`), or `l1`, the mean absolute
+    difference of the logits over the temperature (DFAD, Fang et al., 2019).
+
+    Raises:
+        ValueError: any other kind.
+    """
+    if kind == "kl":
+        return kldiv(student_logits, teacher_logits, temperature)
+    if kind == "l1":
+        return F.l1_loss(student_logits, teacher_logits) / temperature
+    raise ValueError(f"kind must be kl or l1, not {kind}")

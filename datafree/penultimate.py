@@ -25,10 +25,11 @@ class PenultimateFeatures:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Inside the block, each forward pass leaves its features, (N, dim), detached, in `value`."""
+        """Inside the block, each forward pass leaves its features, (N, dim), in `value`, with
+        their gradient."""
 
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.value = inputs[0].detach()
+            self.value = inputs[0]
 
         handle = self.layer.register_forward_pre_hook(hook)
         try:

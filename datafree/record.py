@@ -36,8 +36,9 @@ SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
 
-def refuse_existing(folder: Path, resume: bool, overwrite: bool) -> None:
-    """See that a run may be written to `folder`; touches nothing.
+def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> None:
+    """See that a run may be written to `folder`; touches nothing. `resume` is None where there is no such
+    flag.
 
     Raises:
         UserError: it holds a run and neither `resume` nor `overwrite` is asked for, it holds files of
@@ -51,8 +52,9 @@ def refuse_existing(folder: Path, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another --save_dir")
     if is_run and not resume and not overwrite:
         raise UserError(
-            f"{folder} already holds a run ({found[0]}): continue it with --resume, replace it with "
-            "--overwrite, or choose another --save_dir"
+            f"{folder} already holds a run ({found[0]}): "
+            + ("" if resume is None else "continue it with --resume, ")
+            + "replace it with --overwrite, or choose another --save_dir"
         )
 
 

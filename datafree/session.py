@@ -21,6 +21,7 @@ from datafree import checkpoint, data, prepare
 from datafree.distill import Distiller, DistillSettings
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation, evaluate
+from datafree.methods import METHODS
 from datafree.parallel import Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import autocast, set_kernels
@@ -28,8 +29,7 @@ from datafree.record import SAMPLES, RunFolder, environment, refuse_existing
 from datafree.repository import SampleRepository
 from datafree.sample_log import SampleLog
 from datafree.streams import RandomStreams
-from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
-from models.generator import Generator
+from datafree.synthesis.create import create_synthesizer
 
 SHEETS = 10  # contact sheets written in the course of a run
 # Flags that a resumed run may be given otherwise than the run it continues.
@@ -131,18 +131,14 @@ class Session:
                 )
         streams = RandomStreams(a.seed, self.device, self.processes.rank)
         part = a.amp if a.amp != "fp16" else "off"  # a synthesis has no scaler that saves small gradients
-        generator = Generator(nz=256, ngf=64, img_size=size)
-        generator = generator.to(self.device, memory_format=torch.channels_last)
-        synthesizer = FastMetaSynthesizer(
-            self.teacher, self.student, generator, self.facts.augment,
-            FastMetaSettings(
-                a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0),
-                bool(a.reset_bn), bool(a.is_maml),
-            ),
-            streams.synthesis, self.processes, autocast(part, self.device),
+        synthesizer = create_synthesizer(
+            a, self.teacher, self.student, size, self.facts.augment, streams.synthesis, self.processes,
+            autocast(part, self.device),
         )
         feature_dim = PenultimateFeatures(self.teacher).dim
-        log = SampleLog(self.folder / SAMPLES, (3, size, size), feature_dim, self.processes.first)
+        log = None
+        if a.store_samples:
+            log = SampleLog(self.folder / SAMPLES, (3, size, size), feature_dim, self.processes.first)
         repository = SampleRepository(
             (3, size, size), feature_dim, self.facts.num_classes, self.device, log,
             a.repository_memory, self.processes.rank, self.processes.world_size,
@@ -150,7 +146,7 @@ class Session:
         settings = DistillSettings(
             a.epochs, a.warmup, a.kd_steps, a.ep_steps, a.batch_size, a.synthesis_batch_size, a.lr,
             a.momentum, a.weight_decay, a.T, a.oh, a.dlw, a.blg, a.iho, a.dlw_mode, a.oh_min, a.oh_max,
-            a.oh_step, a.oh_memory_size, a.amp, a.compile,
+            a.oh_step, a.oh_memory_size, a.amp, a.compile, a.store_samples, METHODS[a.method].divergence,
         )
         return Distiller(
             self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, streams,
@@ -216,26 +212,27 @@ class Session:
         if not self.processes.first:  # all have built the same, and draw differently (dropout) from here on
             torch.manual_seed(a.seed + self.processes.rank)
         self.facts = replace(self.facts, classes=tuple(self.test_images.classes))
+        first_samples = None
+        if a.cmi_init and a.method == "cmi" and a.resume is None:
+            first_samples = data.load_folder(Path(a.cmi_init), self.facts.img_size, a.workers)
         if a.resume is not None:
             progress = self._resume(distiller)
         else:
             progress = Progress(a.start_epoch)
             distiller.skip_to(a.start_epoch)
             distiller.evaluation = self.score(self.student)  # also shows that the test images can be read
+        if self.processes.first:
+            self._open_run(progress)
+        self.processes.wait()  # until there is a folder to log samples in
+        for images, _ in first_samples.batches(a.batch_size) if first_samples else ():
+            distiller.store(images)
         if not self.processes.first:
             for epoch in range(progress.epoch, a.epochs):
                 distiller.run_epoch(epoch)
                 distiller.state_dict()  # to which every process contributes
             self.processes.end()
             return
-        run = self.run = RunFolder(self.folder, a.overwrite)
-        run.log_earlier(self.said)
-        flags = {name: value for name, value in vars(a).items() if name != "given"}
-        facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
-        run.write_json("config.json", {**flags, "teacher_ckpt": str(self.source[0]), **facts})
-        run.truncate_metrics(progress.epoch)
-        run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
-
+        run = self.run
         before, start = progress.seconds, time.perf_counter()
         with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say) as bar:
             while progress.epoch < a.epochs:
@@ -259,6 +256,17 @@ class Session:
         self._finish(run, progress)
         if a.export_repository:
             run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")
+
+    def _open_run(self, progress: Progress) -> None:
+        """Make the run folder, or go on in it."""
+        a = self.args
+        run = self.run = RunFolder(self.folder, a.overwrite)
+        run.log_earlier(self.said)
+        flags = {name: value for name, value in vars(a).items() if name != "given"}
+        facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
+        run.write_json("config.json", {**flags, "teacher_ckpt": str(self.source[0]), **facts})
+        run.truncate_metrics(progress.epoch)
+        run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 
     def _finish(self, run: RunFolder, progress: Progress) -> None:
         """The final figures, to `summary.json` and the console."""

@@ -1,5 +1,5 @@
 """Fast-Meta (Fang et al., AAAI 2022): a generator whose starting point is meta-learned from call to
-call, so that a few steps make a batch. BSR synthesises with it."""
+call, so that a few steps make a batch. BSR synthesises with it. Its `fast` form has no meta step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.bn_statistics import BNStatistics
 from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
-from datafree.synthesis.base import AugmentFunction, OnStep, Synthesis, Synthesizer, frozen, ignore_step
+from datafree.synthesis.base import (
+    AugmentFunction,
+    GuidedSynthesizer,
+    OnStep,
+    Synthesis,
+    Trace,
+    frozen,
+    ignore_step,
+)
 
 RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
 REPTILE_SCALE = 67
@@ -37,22 +43,18 @@ class FastMetaSettings:
     reset_l0: bool = False
     reset_bn: bool = False
     maml: bool = True  # FOMAML, or else Reptile
+    meta: bool = True  # False: `fast`, in which the generator itself is optimised
 
 
-class FastMetaSynthesizer(Synthesizer):
+class FastMetaSynthesizer(GuidedSynthesizer):
     """Each call optimises a clone of the generator together with fresh latent codes, keeps the images
     of the best step, and moves the generator itself by the clone's gradients (FOMAML) or towards the
-    clone (Reptile).
+    clone (Reptile). Without `meta` there is no clone: what the steps of a call do to the generator stays.
 
     Args:
-        teacher: frozen, in eval mode.
-        student: what the adversarial term compares with; its mode and gradients are left as they were.
+        teacher, student, augment, rng, processes, autocast: see `GuidedSynthesizer`.
         generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
-        augment: maps images and `rng` to what the networks see; differentiable.
         settings: weights, learning rates, steps.
-        rng: source of everything random, on the device of the networks.
-        processes: among which batches are divided; the meta gradients are averaged.
-        autocast: makes the context in which the networks run forwards.
     """
 
     def __init__(
@@ -60,12 +62,8 @@ class FastMetaSynthesizer(Synthesizer):
         settings: FastMetaSettings, rng: torch.Generator, processes: Processes = ALONE,
         autocast: Autocast = nullcontext,
     ):
-        self.teacher, self.student = teacher, student
-        self.generator, self.augment = generator, augment
-        self.settings, self.rng = settings, rng
-        self.processes, self.autocast = processes, autocast
-        self.statistics = BNStatistics(teacher, settings.bn_momentum)
-        self.features = PenultimateFeatures(teacher)
+        super().__init__(teacher, student, augment, rng, processes, autocast, settings.bn_momentum)
+        self.generator, self.settings = generator, settings
         self.meta_optimizer = torch.optim.Adam(
             generator.parameters(), lr=settings.lr_g * settings.steps, betas=ADAM_BETAS
         )
@@ -80,69 +78,51 @@ class FastMetaSynthesizer(Synthesizer):
         if self.calls == RESET_CALL + s.warmup:
             self._reset_generator()
         if z is None:
-            z = torch.randn(len(targets), self.generator.nz, generator=self.rng, device=self.rng.device)
+            z = self._noise(len(targets), self.generator.nz)
         z = z.clone().requires_grad_()
-        clone = copy.deepcopy(self.generator).train()
+        working = copy.deepcopy(self.generator) if s.meta else self.generator
+        working.train()
         optimizer = torch.optim.Adam(
-            [{"params": list(clone.parameters())}, {"params": [z], "lr": s.lr_z}],
+            [{"params": list(working.parameters())}, {"params": [z], "lr": s.lr_z}],
             lr=s.lr_g, betas=ADAM_BETAS,
         )
         self.meta_optimizer.zero_grad()
-        best: list[Tensor] = []  # total loss, images, features
-        history = []
+        trace = Trace()
         with frozen(self.student):
             for _ in range(s.steps):
                 with self.autocast():
-                    images = at_least_single(clone(z))
-                total, terms, features = self._loss(images, targets, oh_weight)
-                history.append(torch.stack([total, *terms]).detach())
-                best = _keep_best(best, [total.detach(), images.detach(), features])
+                    images = at_least_single(working(z))
+                total, terms = self._loss(images, targets, oh_weight)
+                trace.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
-                if s.maml:
-                    _add_gradients(self.generator, clone)
+                if not s.meta:
+                    self.processes.average([parameter.grad for parameter in working.parameters()])
+                elif s.maml:
+                    _add_gradients(self.generator, working)
                 optimizer.step()
                 on_step("synthesis", total.detach())
-        if not s.maml:
-            _reptile_gradients(self.generator, clone)
-        self.processes.average([parameter.grad for parameter in self.generator.parameters()])
-        self.meta_optimizer.step()
+        if s.meta:
+            if not s.maml:
+                _reptile_gradients(self.generator, working)
+            self.processes.average([parameter.grad for parameter in self.generator.parameters()])
+            self.meta_optimizer.step()
         self.statistics.update_averages(self.processes)
-
-        _, images, features = best
-        labels, margins = self._relabel(images)
-        rows = torch.stack(history).tolist()
-        steps = {name: [row[i] for row in rows] for i, name in enumerate(("total", "oh", "bn", "adv"))}
-        lowest = min(range(s.steps), key=steps["total"].__getitem__)
-        kept = {name: values[lowest] for name, values in steps.items()}
-        return Synthesis(images, labels, features, margins, kept, steps)
+        return self._finished(trace)
 
     def _loss(
         self, images: Tensor, targets: Tensor, oh_weight: float
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Total loss; its terms oh, bn and adv, unweighted; the teacher's penultimate features."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss; its terms oh, bn and adv, unweighted."""
         s = self.settings
         augmented = self.augment(images, self.rng)
-        with self.autocast(), self.statistics.capture(), self.features.capture():
-            teacher_logits = self.teacher(augmented)
-        teacher_logits = at_least_single(teacher_logits)
+        teacher_logits, loss_bn = self._ask_teacher(augmented)
         loss_oh = F.cross_entropy(teacher_logits, targets)
-        loss_bn = self.statistics.distance().to(loss_oh)
         loss_adv = torch.zeros_like(loss_oh)
         if s.adv > 0 and self.calls >= s.warmup:
-            with self.autocast():
-                student_logits = self.student(augmented)
-            loss_adv = losses.adversarial(at_least_single(student_logits), teacher_logits)
+            loss_adv = losses.adversarial(self._ask_student(augmented), teacher_logits)
         total = s.bn * loss_bn + oh_weight * loss_oh + s.adv * loss_adv
-        return total, (loss_oh, loss_bn, loss_adv), self.features.value
-
-    @torch.no_grad()
-    def _relabel(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels that the teacher gives the finished images, and by what margin."""
-        with self.autocast():
-            logits = self.teacher(self.augment(images, self.rng))
-        top = at_least_single(logits).softmax(1).topk(2)
-        return top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
+        return total, {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
 
     @torch.no_grad()
     def _reset_generator(self) -> None:
@@ -170,14 +150,6 @@ class FastMetaSynthesizer(Synthesizer):
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
         self.calls = state["calls"]
-
-
-def _keep_best(best: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    """The one of two with the lower loss (the first entry), chosen without asking the device for it."""
-    if not best:
-        return new
-    better = new[0] < best[0]
-    return [torch.where(better, b, a) for a, b in zip(best, new, strict=True)]
 
 
 def _add_gradients(target: nn.Module, source: nn.Module) -> None:

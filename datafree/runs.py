@@ -1,0 +1,129 @@
+"""Run folders as data, to be compared: which rows of a table they belong to. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datafree.errors import UserError
+from datafree.methods import METHODS
+
+COMPONENTS = ("dlw", "blg", "iho")
+# What makes two runs of one row different, besides method, components and networks.
+SETTINGS = (
+    "epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "synthesis_batch_size", "lr", "momentum",
+    "weight_decay", "T", "amp", "compile", "g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "is_maml",
+    "reset_l0", "reset_bn", "act", "balance", "cr", "cr_T", "cmi_init", "tv", "l2", "oh_min", "oh_max",
+    "oh_step", "oh_memory_size", "images",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        return self.config["dataset"]
+
+    @property
+    def pair(self) -> str:
+        """Teacher and student, as `resnet34-resnet18`."""
+        return f"{self.config['teacher']}-{self.config['student']}"
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A dictionary an epoch."""
+        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def variant(self) -> str:
+        """Method and components: `bsr`, `bsr without BLG and IHO`, `dafl with DLW`."""
+        method = self.config["method"]
+        if method not in METHODS:
+            return method
+        on = [name for name in COMPONENTS if self.config[name]]
+        off = [name for name in COMPONENTS if name not in on]
+        word, listed = ("without", off) if method == "bsr" else ("with", on)
+        text = method
+        if listed:
+            text += f" {word} {' and '.join(name.upper() for name in listed)}"
+        elif self.config.get("store_samples") and not METHODS[method].stores:
+            text += " with stored samples"
+        if self.config["dlw"] and self.config["dlw_mode"] != "dynamic":
+            text += f", {self.config['dlw_mode']}"
+        return text
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """The finished runs among these folders and those below them, and the folders of unfinished ones.
+
+    Raises:
+        UserError: a folder is missing, or holds no run at all, or a run's files cannot be read.
+    """
+    runs, unfinished = {}, []
+    for path in paths:
+        own = path / "config.json"
+        found = [own] if own.is_file() else sorted(path.rglob(own.name))
+        if not found:
+            raise UserError(f"no run in {path}: name a run folder, or a folder of some")
+        for config in found:
+            if (config.parent / "summary.json").is_file():
+                runs[config.parent.resolve()] = read_run(config.parent)
+            else:
+                unfinished.append(config.parent)
+    return list(runs.values()), unfinished
+
+
+def read_run(path: Path) -> Run:
+    """A finished run's folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        config, summary = (
+            json.loads((path / name).read_text(encoding="utf-8")) for name in ("config.json", "summary.json")
+        )
+        run = Run(path, config, summary)
+        float(summary["last_top1"]), int(run.seed), str(run.dataset), run.pair, run.variant
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a finished run ({error!r}): leave it out") from error
+    return run
+
+
+def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Runs by row of a table: the variant, and the settings in which runs of one variant on the same data and
+    networks differ."""
+    by_variant: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_variant[run.variant].append(run)
+    rows: dict[str, list[Run]] = defaultdict(list)
+    for variant, members in by_variant.items():
+        differing = _differing(members)
+        for run in members:
+            shown = ", ".join(f"{name} {run.config.get(name)}" for name in differing)
+            rows[f"{variant} ({shown})" if shown else variant].append(run)
+    return dict(rows)
+
+
+def _differing(runs: list[Run]) -> list[str]:
+    values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for run in runs:
+        for name in SETTINGS:
+            values[name, run.dataset, run.pair].add(str(run.config.get(name)))
+    return [name for name in SETTINGS if any(len(v) > 1 for (n, *_), v in values.items() if n == name)]

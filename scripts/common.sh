@@ -1,0 +1,66 @@
+# Sourced by the table scripts, which name their rows with `row` and end with `finish`.
+#
+# Environment: DATA_ROOT (default data), SEEDS (default "0"), EXTRA (more flags for every row), RUNS (where run
+# folders go, default run), DRY_RUN=1 (print the commands only), SMOKE=1 (the same rows on digits with
+# tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
+# Finished runs are skipped, unfinished ones continued; a failed one is listed at the end and stops no other.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TABLE=$(basename "$0" .sh)
+RUNS=${RUNS:-run}
+[ -z "${SMOKE:-}" ] || TABLE=smoke-$TABLE
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
+fi
+FAILED=()
+
+smoke_flags() { # teacher
+    local file=$RUNS/smoke-teachers/$1.pth
+    if [ -z "${DRY_RUN:-}" ] && [ ! -e "$file" ]; then
+        "$PYTHON" train_scratch.py --dataset digits --model "$1" --epochs 0 --output "$file" >&2
+    fi
+    echo --dataset digits --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1 \
+        --batch_size 8 --g_steps 1
+}
+
+row() { # name dataset teacher student [flags]
+    local name=$1 dataset=$2 teacher=$3 student=$4 seed
+    shift 4
+    for seed in ${SEEDS:-0}; do
+        local folder=$RUNS/$TABLE/$dataset-$teacher-$student-$name-seed$seed
+        # shellcheck disable=SC2206
+        local command=("$PYTHON" -u bsr_main.py --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
+            --data_root "${DATA_ROOT:-data}" --seed "$seed" --save_dir "$folder" ${EXTRA:-})
+        # shellcheck disable=SC2207
+        if [ -n "${SMOKE:-}" ]; then command+=($(smoke_flags "$teacher")); else command+=(--test_teacher); fi
+        if [ -n "${DRY_RUN:-}" ]; then
+            printf '%q ' "${command[@]}"
+            echo
+            continue
+        fi
+        if [ -e "$folder/summary.json" ]; then
+            echo "finished: $folder"
+            continue
+        fi
+        if [ -e "$folder/checkpoint.pth" ]; then
+            command+=(--resume)
+        elif [ -e "$folder/config.json" ]; then # stopped before an epoch was done
+            command+=(--overwrite)
+        fi
+        echo "${command[*]}"
+        "${command[@]}" || FAILED+=("$folder")
+    done
+}
+
+finish() {
+    if [ ${#FAILED[@]} -gt 0 ]; then
+        printf 'failed: %s\n' "${FAILED[@]}" >&2
+        exit 1
+    fi
+}
+
+# The five pairs of the tables, each with the weight of the adversarial loss published for it.
+PAIRS=("resnet34 resnet18 1.33" "vgg11 resnet18 1.0" "wrn40_2 wrn16_1 1.1" "wrn40_2 wrn40_1 1.1"
+    "wrn40_2 wrn16_2 1.1")

@@ -1,0 +1,385 @@
+"""The methods beside BSR: each loss against its formula in NumPy, and what all of them have in common."""
+
+import copy
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bsr_main
+from datafree import losses
+from datafree.augment import Augment, Normalize
+from datafree.distill import Distiller, DistillSettings
+from datafree.evaluate import Evaluation
+from datafree.methods import METHODS
+from datafree.parallel import ALONE
+from datafree.repository import SampleRepository
+from datafree.streams import RandomStreams
+from datafree.synthesis.cmi import CMISettings, CMISynthesizer, ViewDescription
+from datafree.synthesis.create import create_synthesizer
+from datafree.synthesis.deepinv import DeepInversionSettings, DeepInversionSynthesizer
+from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
+from datafree.synthesis.generative import GenerativeSettings, GenerativeSynthesizer
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+NORMALIZE = Normalize(MEAN, STD)
+CLASSES, N = 4, 6
+TARGETS = torch.arange(N) % CLASSES
+
+
+class PlainAugment(Augment):
+    """Normalises and nothing else."""
+
+    def __init__(self):
+        super().__init__(NORMALIZE, flip=False)
+
+    def __call__(self, images, generator):
+        return self.normalize(images)
+
+
+class TinyGenerator(nn.Module):
+    nz, img_size = 5, 8
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(self.nz, 3 * 64)
+
+    def forward(self, z):
+        return self.linear(z).sigmoid().view(-1, 3, 8, 8)
+
+
+def classifier(seed):
+    """BatchNorm, then logits of all pixels; every number of it is easy to work out."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, CLASSES))
+    network[0].running_mean.normal_()
+    network[0].running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+@pytest.fixture
+def networks():
+    return classifier(0).requires_grad_(False), classifier(1)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def cross_entropy(logits, labels):
+    return -np.log(softmax(logits)[np.arange(len(labels)), labels]).mean()
+
+
+def seen(network, inputs):
+    """Logits, penultimate features and the distance to the BatchNorm statistics, in NumPy."""
+    layer, linear = network[0], network[2]
+    mean, var = layer.running_mean.numpy(), layer.running_var.numpy()
+    scaled = (inputs - mean[:, None, None]) / np.sqrt(var + layer.eps)[:, None, None]
+    features = scaled.reshape(len(inputs), -1)
+    logits = features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    distance = np.linalg.norm(var - inputs.var((0, 2, 3))) + np.linalg.norm(mean - inputs.mean((0, 2, 3)))
+    return logits, features, distance
+
+
+def normalized(images):
+    mean, std = (np.array(values)[:, None, None] for values in (MEAN, STD))
+    return (images.numpy().astype(np.float64) - mean) / std
+
+
+def kl(p, q):
+    return (p * np.log(p / q)).sum(1)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "l1"])
+@pytest.mark.parametrize("use_targets", [False, True])
+def test_the_losses_of_dafl_zskt_dfad_and_dfq(networks, divergence, use_targets, rng):
+    teacher, student = networks
+    settings = GenerativeSettings(
+        steps=1, lr_g=1e-3, adv=0.7, bn=0.3, act=0.05, balance=20.0, divergence=divergence,
+        use_targets=use_targets,
+    )
+    made = GenerativeSynthesizer(
+        teacher, student, TinyGenerator(), PlainAugment(), settings, rng
+    ).synthesize(TARGETS, 0.9)
+    inputs = normalized(made.images)
+    logits, features, distance = seen(teacher, inputs)
+    student_logits = seen(student, inputs)[0]
+    mean = softmax(logits).mean(0)
+    difference = kl(softmax(logits), softmax(student_logits)).mean()
+    expected = {
+        "oh": cross_entropy(logits, TARGETS.numpy() if use_targets else logits.argmax(1)),
+        "bn": distance,
+        "adv": -difference if divergence == "kl" else -np.abs(logits - student_logits).mean(),
+        "act": -np.abs(features).mean(),
+        "balance": (mean * np.log(mean)).sum(),
+    }
+    weights = {"oh": 0.9, "bn": 0.3, "adv": 0.7, "act": 0.05, "balance": 20.0}
+    expected["total"] = sum(weights[name] * value for name, value in expected.items())
+    assert made.losses == pytest.approx(expected, rel=1e-4)
+    assert made.labels.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(made.features, features, rtol=1e-4, atol=1e-5)
+
+
+def test_the_generator_of_dafl_and_its_kin_descends_its_own_loss(networks, rng):
+    """The first step of Adam moves every weight by the learning rate, against its gradient."""
+    teacher, student = networks
+    generator = TinyGenerator()
+    before = copy.deepcopy(generator)
+    settings = GenerativeSettings(steps=1, lr_g=1e-3, adv=1.0, bn=0.0, act=0.0, balance=0.0)
+    GenerativeSynthesizer(teacher, student, generator, PlainAugment(), settings, rng).synthesize(TARGETS, 0.0)
+    z = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
+    inputs = NORMALIZE(before(z))
+    (-losses.kldiv(student(inputs), teacher(inputs))).backward()
+    for new, old in zip(generator.parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(new, old - 1e-3 * old.grad.sign(), rtol=0, atol=1e-5)
+
+
+def test_class_balance_is_finite_where_a_class_has_no_probability_at_all():
+    logits = torch.tensor([[300.0, 0.0, -300.0]], requires_grad=True)
+    value = losses.class_balance(logits)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert logits.grad.isfinite().all()
+
+
+def test_the_losses_of_cmi(networks, rng):
+    teacher, student = networks
+    settings = CMISettings(steps=1, lr_g=1e-3, lr_z=1e-3, bn=0.5, adv=0.6, cr=0.8, temperature=0.2)
+    synthesizer = CMISynthesizer(teacher, student, TinyGenerator(), PlainAugment(), settings, rng)
+    synthesizer.local_augment = lambda images, _rng: NORMALIZE(images) ** 2
+    bank = np.zeros((0, 3))
+    for call in range(2):
+        head = copy.deepcopy(synthesizer.head)
+        made = synthesizer.synthesize(TARGETS, 0.9)
+        inputs = normalized(made.images)
+        logits, _, distance = seen(teacher, inputs)
+        student_logits = seen(student, inputs)[0]
+        agree = student_logits.argmax(1) == logits.argmax(1)
+
+        def project(views, head=head):
+            hidden = views @ head[0].weight.detach().numpy().T + head[0].bias.detach().numpy()
+            out = np.maximum(hidden, 0) @ head[2].weight.detach().numpy().T + head[2].bias.detach().numpy()
+            return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+        local, whole = (inputs**2).mean((2, 3)), inputs.mean((2, 3))
+        candidates = project(np.concatenate([whole, bank]))
+        expected = {
+            "oh": cross_entropy(logits, TARGETS.numpy()),
+            "bn": distance,
+            "adv": -(kl(softmax(logits), softmax(student_logits)) * agree).mean(),
+            "cr": cross_entropy(project(local) @ candidates.T / 0.2, np.arange(N)),
+        }
+        weights = {"oh": 0.9, "bn": 0.5, "adv": 0.6, "cr": 0.8}
+        expected["total"] = sum(weights[name] * value for name, value in expected.items())
+        assert made.losses == pytest.approx(expected, rel=1e-3), f"call {call}"
+        bank = np.concatenate([bank, whole])
+        np.testing.assert_allclose(synthesizer.bank.float(), bank, rtol=1e-3, atol=1e-3)
+
+
+def test_cmi_describes_views_by_the_inputs_of_batchnorm_or_the_outputs_of_four_blocks():
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+            for number in range(1, 5):
+                setattr(self, f"layer{number}", nn.Conv2d(3, 3, 1))
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            self.outputs = [self.bn(x)]
+            for number in range(1, 5):
+                self.outputs.append(getattr(self, f"layer{number}")(self.outputs[-1]))
+            return self.fc(self.outputs[-1].mean((2, 3)))
+
+    for network in (Blocks().eval(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))):
+        description, inputs = ViewDescription(network), torch.rand(2, 3, 4, 4)
+        network.eval()
+        with description.capture():
+            network(inputs)
+        if isinstance(network, Blocks):
+            expected = network.outputs[1:]
+        else:
+            expected = [inputs, network[1](network[0](inputs))]
+        torch.testing.assert_close(description.value(), torch.cat([x.mean((2, 3)) for x in expected], 1))
+
+
+def test_the_losses_of_deepinversion(networks, rng, monkeypatch):
+    teacher, student = networks
+    settings = DeepInversionSettings(steps=1, lr_g=0.1, bn=2.0, adv=0.6, tv=0.5, l2=0.25)
+    synthesizer = DeepInversionSynthesizer(teacher, student, (3, 8, 8), PlainAugment(), settings, rng)
+    pixels = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(synthesizer, "_noise", lambda *shape: pixels.clone())
+    monkeypatch.setattr(synthesizer, "_jitter", lambda images: images)
+    made = synthesizer.synthesize(TARGETS, 0.9)
+    x = pixels.numpy().astype(np.float64)
+    logits, _, distance = seen(teacher, x)
+    student_logits, _, student_distance = seen(student, x)
+    p, q = softmax(student_logits / 3), softmax(logits / 3)
+    p, q, m = (np.clip(value, 0.01, 0.99) for value in (p, q, (p + q) / 2))
+    shifted = [x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :],
+               x[..., :-1, :-1] - x[..., 1:, 1:], x[..., 1:, :-1] - x[..., :-1, 1:]]  # fmt: skip
+    expected = {
+        "oh": cross_entropy(logits, TARGETS.numpy()),
+        "bn": distance - 0.001 * student_distance,
+        "adv": -(kl(m, p).mean() + kl(m, q).mean()) / 2,
+        "tv": sum(np.abs(difference).mean() for difference in shifted),
+        "l2": np.sqrt((x**2).sum()),
+    }
+    weights = {"oh": 0.9, "bn": 2.0, "adv": 0.6, "tv": 0.5, "l2": 0.25}
+    expected["total"] = sum(weights[name] * value for name, value in expected.items())
+    assert made.losses == pytest.approx(expected, rel=1e-4)
+    images = np.clip(x * np.array(STD)[:, None, None] + np.array(MEAN)[:, None, None], 0, 1)
+    np.testing.assert_allclose(made.images, images, atol=1e-5)
+
+
+def test_deepinversion_stays_in_the_range_of_images_and_shifts_a_batch_as_a_whole(networks, rng):
+    teacher, student = networks
+    settings = DeepInversionSettings(steps=8, lr_g=2.0, bn=1.0, adv=1.0, tv=0.0, l2=0.0)
+    synthesizer = DeepInversionSynthesizer(teacher, student, (3, 16, 16), PlainAugment(), settings, rng)
+    synthesizer.flip = True
+    pixels = torch.rand(2, 3, 16, 16)
+    reach = range(-2, 3)
+    possible = [torch.roll(pixels, (dy, dx), (2, 3)) for dy in reach for dx in reach]
+    possible += [image.flip(3) for image in possible]
+    found = set()
+    for _ in range(40):
+        jittered = synthesizer._jitter(pixels)
+        matches = [i for i, image in enumerate(possible) if torch.equal(image, jittered)]
+        assert matches
+        found.add(matches[0])
+    assert len(found) > 15
+    assert max(found) >= 25 > min(found)  # mirrored at times
+    seen_inputs = []
+    synthesizer.image_shape = (3, 8, 8)
+    synthesizer._jitter = lambda images: seen_inputs.append(images.detach().clone()) or images
+    synthesizer.synthesize(TARGETS, 0.5)
+    for inputs in seen_inputs[1:]:
+        assert (inputs >= synthesizer.low - 1e-6).all()
+        assert (inputs <= synthesizer.high + 1e-6).all()
+
+
+def test_fast_optimises_the_generator_itself(networks):
+    teacher, student = networks
+    made = {}
+    for meta in (False, True):
+        torch.manual_seed(3)
+        generator = TinyGenerator()
+        settings = FastMetaSettings(
+            steps=2, lr_g=1e-3, lr_z=0.01, bn=1.0, adv=1.0, warmup=0, bn_momentum=0.9, meta=meta
+        )
+        synthesizer = FastMetaSynthesizer(
+            teacher, student, generator, PlainAugment(), settings, torch.Generator().manual_seed(0)
+        )
+        before = copy.deepcopy(generator)
+        made[meta] = synthesizer.synthesize(TARGETS, 0.5)
+        moved = (generator.linear.weight - before.linear.weight).abs()
+        # Two steps of Adam at lr_g; or one meta step at lr_g times the steps.
+        assert moved.median().item() == pytest.approx(2e-3, rel=0.05)
+        assert bool(synthesizer.meta_optimizer.state) == meta
+    assert torch.equal(made[False].images, made[True].images)  # the same steps, of a clone or not
+
+
+def test_info_nce_against_its_formula(rng):
+    anchors, candidates = torch.randn(3, 4, generator=rng), torch.randn(5, 4, generator=rng)
+    scores = np.exp((anchors @ candidates.T).numpy().astype(np.float64) / 0.5)
+    expected = -np.log(scores[range(3), range(3)] / scores.sum(1)).mean()
+    assert losses.info_nce(anchors, candidates, 0.5).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_teaches_the_student():
+    student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 4.0]])
+    assert losses.divergence("l1", student, teacher).item() == pytest.approx(1.25)
+    p, q = (softmax(logits.numpy() / 2) for logits in (teacher, student))
+    expected = 4 * kl(p, q).mean()
+    assert losses.divergence("kl", student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="kl or l1"):
+        losses.divergence("l2", student, teacher)
+
+
+def flags(*given):
+    args = bsr_main.build_parser().parse_args([str(flag) for flag in given])
+    bsr_main.resolve(args)
+    return args
+
+
+def distiller(args):
+    """The method of `args` on 8 x 8 images, with networks of one layer."""
+    torch.manual_seed(0)
+    streams = RandomStreams(0)
+    teacher, student = classifier(0).requires_grad_(False), classifier(1)
+    augment = Augment(NORMALIZE, flip=True)
+    synthesizer = create_synthesizer(
+        args, teacher, student, 8, augment, streams.synthesis, ALONE, nullcontext
+    )
+    settings = DistillSettings(
+        args.epochs, args.warmup, args.kd_steps, args.ep_steps, args.batch_size, args.synthesis_batch_size,
+        args.lr, args.momentum, args.weight_decay, args.T, args.oh, args.dlw, args.blg, args.iho,
+        args.dlw_mode, args.oh_min, args.oh_max, args.oh_step, args.oh_memory_size, store=args.store_samples,
+        divergence=METHODS[args.method].divergence,
+    )
+    repository = SampleRepository((3, 8, 8), 192, CLASSES)
+    return Distiller(
+        teacher, student, synthesizer, repository, augment, settings, streams,
+        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
+    )
+
+
+TINY = ("--epochs", 9, "--warmup", 0, "--kd_steps", 2, "--ep_steps", 4, "--batch_size", 8, "--g_steps", 2)
+
+
+@pytest.mark.parametrize("components", [False, True], ids=["alone", "with BSR on top"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_distils_and_continues_exactly_where_it_stopped(method, components):
+    on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else ()
+    args = flags("--method", method, *TINY, *on_top)
+    whole = distiller(args)
+    rows = [whole.run_epoch(epoch) for epoch in range(2)]
+    state = copy.deepcopy(whole.state_dict())
+    rows += [whole.run_epoch(epoch) for epoch in range(2, 4)]
+    continued = distiller(args)
+    continued.load_state_dict(state)
+    again = [continued.run_epoch(epoch) for epoch in range(2, 4)]
+    for row in (*rows, *again):
+        del row["seconds"]
+        assert np.isfinite([row[name] for name in row if name.startswith("loss_")]).all()
+    assert again == rows[2:]
+    for mine, theirs in zip(whole.student.parameters(), continued.student.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    stored = args.store_samples
+    assert rows[-1]["repository"] == (64 - sum(row["removed"] for row in rows) if stored else 8)
+    if components:
+        assert rows[-1]["alpha"] >= 0.5
+        assert whole.blg.counts.tolist() == rows[-1]["counts"]
+
+
+def test_methods_that_store_nothing_teach_from_fresh_samples_and_store_them_when_told():
+    fresh, stored = (distiller(flags("--method", "dfq", *TINY, *more)) for more in ((), ("--store_samples",)))
+    calls = []
+    for one in (fresh, stored):
+        original = one.synthesizer.sample
+        one.synthesizer.sample = lambda count, original=original: calls.append(count) or original(count)
+        one.run_epoch(0)
+    assert calls == [8] * 4  # two rounds of two steps, of the first alone
+    assert len(stored.repository) == 16
+
+
+def test_published_settings_are_defaults_and_a_flag_given_wins():
+    dafl = flags("--method", "dafl")
+    shown = (dafl.lr, dafl.kd_steps, dafl.g_steps, dafl.oh, dafl.act, dafl.balance, dafl.epochs, dafl.warmup)
+    assert shown == (0.1, 5, 1, 1.0, 0.001, 20.0, 200, 0)
+    assert (dafl.dlw, dafl.store_samples) == (False, False)
+    assert flags("--method", "dafl", "--lr", 0.3, "--oh", 2).lr == 0.3
+    assert flags("--method", "dfad").T == 1.0
+    five = flags("--method", "fast_meta", "--g_steps", 5)
+    assert (five.lr_g, five.lr_z, five.epochs) == (3e-3, 0.01, 220)
+    assert flags("--method", "fast", "--g_steps", 2, "--lr_z", 1).lr_g == 5e-3
+    assert flags("--method", "bsr", "--g_steps", 5).lr_g == 2e-3
+
+
+def test_a_method_lists_the_flags_it_takes_when_given_others():
+    args = bsr_main.build_parser().parse_args("--method zskt --cr 1 --lr_z 0.1 --adv 2".split())
+    (warning,) = bsr_main.resolve(args)
+    assert warning.startswith("zskt ignores --lr_z, --cr; of such flags it takes --g_steps --lr_g --adv")

@@ -1,0 +1,223 @@
+"""The table scripts, the tables they end in, and the yardsticks beside them."""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_script
+from scipy import stats
+from test_scripts import assert_refused, metrics, write_folder, write_teacher
+
+import bsr_main
+
+ROWS = {"bsr": 12, "baselines": 40, "ablation": 39, "ohs": 28, "digits": 9}
+
+
+def table_script(name, **environment):
+    done = subprocess.run(
+        ["bash", str(ROOT / f"scripts/{name}.sh")],
+        env={**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True, text=True, timeout=400,
+    )
+    return done
+
+
+def parsed(line):
+    command = shlex.split(line)
+    script = next(i for i, word in enumerate(command) if word.endswith(".py"))
+    return bsr_main.build_parser().parse_args(command[script + 1 :])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_of_a_table_script_is_a_command_that_parses(name):
+    printed = table_script(name, DRY_RUN="1", DATA_ROOT="somewhere", SEEDS="3 4", EXTRA="--print_freq 7")
+    assert printed.returncode == 0, printed.stderr
+    lines = [line for line in printed.stdout.splitlines() if "bsr_main.py" in line]
+    assert len(set(lines)) == len(lines) == 2 * ROWS[name]
+    folders = set()
+    for line in lines:
+        args = parsed(line)
+        assert bsr_main.resolve(args) == []
+        assert (args.data_root, args.print_freq) == ("somewhere", 7)
+        assert args.seed in (3, 4)
+        folders.add(args.save_dir)
+    assert len(folders) == len(lines)
+
+
+def test_the_rows_of_the_ablation_have_the_published_settings():
+    lines = table_script("ablation", DRY_RUN="1").stdout.splitlines()
+    settings = {parsed(line).save_dir.split("-")[-2]: parsed(line) for line in lines}
+    pairs = ("none", "iho", "blg", "dlw", "con_max")
+    for args in settings.values():
+        bsr_main.resolve(args)
+    shown = {name: (settings[name].g_steps, settings[name].dlw, settings[name].blg, settings[name].iho)
+             for name in pairs}  # fmt: skip
+    assert shown["none"] == (2, False, False, False)
+    assert shown["con_max"] == (10, True, True, True)
+    two = [parsed(line) for line in lines if "-blg-iho-seed" in line]
+    assert len(two) == 5
+    for args in two:
+        bsr_main.resolve(args)
+        assert (args.g_steps, args.dlw, args.blg, args.iho, args.adv) == (10, False, True, True, 1.33)
+
+
+def test_the_sweep_takes_every_published_value_once():
+    points = [parsed(line) for line in table_script("ohs", DRY_RUN="1").stdout.splitlines()]
+    swept = json.loads((ROOT / "show_result/paper_results.json").read_text())
+    swept = swept["hyperparameters_cifar10_resnet34_resnet18"]
+    expected = {(size, 0.1) for size in swept["oh_memory_size (mz)"]["x"]}
+    expected |= {(8, step) for kind in ("coarse", "fine") for step in swept[f"oh_step, {kind}"]["x"]}
+    assert sorted((args.oh_memory_size, args.oh_step) for args in points) == sorted(expected)
+
+
+def test_a_smoke_run_executes_every_row_then_skips_continues_and_goes_on_past_failures(tmp_path):
+    environment = {"SMOKE": "1", "RUNS": str(tmp_path)}
+    first = table_script("bsr", **environment)
+    assert first.returncode == 0, first.stderr
+    runs = sorted((tmp_path / "smoke-bsr").iterdir())
+    assert len(runs) == 12
+    summaries = {run: (run / "summary.json").stat().st_mtime_ns for run in runs}
+    runs[0].joinpath("summary.json").unlink()  # as if it had been stopped
+    shutil.rmtree(runs[1])
+    runs[1].write_text("a file where a run should go")
+    second = table_script("bsr", **environment)
+    assert second.returncode == 1
+    assert f"failed: {runs[1]}" in second.stderr
+    assert second.stderr.count("failed:") == 1
+    assert second.stdout.count("finished: ") == 10
+    assert (runs[0] / "summary.json").is_file()
+    for run in runs[2:]:
+        assert (run / "summary.json").stat().st_mtime_ns == summaries[run]
+
+
+def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet18"), **config):
+    folder.mkdir(parents=True)
+    on = method == "bsr"
+    flags = {"method": method, "dataset": "cifar10", "teacher": pair[0], "student": pair[1], "seed": seed,
+             "dlw": on, "blg": on, "iho": on, "dlw_mode": "dynamic", "store_samples": True, "adv": 1.33,
+             "oh_memory_size": 8, "oh_step": 0.1, "g_steps": 10, **config}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(flags))
+    summary = {"last_top1": last, "best_top1_chosen_on_test_data": last + 1, "teacher_top1": 95.5,
+               "count_variation": 0.25, "count_entropy": 0.99, "lof_relative_iqr": 0.05,
+               "lof_outside_share": 0.01, "margin": 0.9, "seconds": 120.0}  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    lasts = {"bsr": [94.0, 95.0, 96.5], "fast_meta": [93.0, 94.5, 95.0]}
+    for method, values in lasts.items():
+        for seed, last in enumerate(values):
+            write_run(tmp_path / "runs" / f"{method}-{seed}", seed, last, method)
+    write_run(tmp_path / "runs/vgg", 0, 90.0, "bsr", ("vgg11", "resnet18"), adv=1.0)
+    write_run(tmp_path / "runs/half", 0, 89.0, "bsr", iho=False)
+    (tmp_path / "runs/cut").mkdir()
+    (tmp_path / "runs/cut/config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/cifar10_resnet18.json").write_text(json.dumps({"test_top1": 93.21}))
+    return tmp_path
+
+
+def table(*args, cwd):
+    done = run_script("scripts/table.py", *args, "--checkpoints", "checkpoints", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_table_has_means_deviations_and_the_published_figures(runs):
+    done = table("runs", "--format", "markdown", cwd=runs)
+    assert "not finished, left out: runs/cut" in done.stderr
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
+             if line.startswith("|")]  # fmt: skip
+    deviation = np.std([94.0, 95.0, 96.5], ddof=1)
+    assert ["method", "resnet34-resnet18", "vgg11-resnet18"] in cells
+    assert ["bsr", f"95.17 ± {deviation:.2f} [94.80]", "90.00 [91.06]"] in cells
+    assert ["teacher", "95.50 [95.70]", "95.50 [92.25]"] in cells
+    assert ["student from scratch", "93.21 [95.20]", "93.21 [95.20]"] in cells
+    assert ["bsr without IHO", "89.00", "-"] in cells
+    (detail,) = (row for row in cells if row[:2] == ["bsr", "0 1 2"])
+    assert detail[3:6] == [f"96.17 ± {deviation:.2f}", "94.80", "0.250 ± 0.000"]
+    assert detail[-1] == "2.0"
+
+
+def test_settings_that_differ_within_a_row_split_it(runs):
+    write_run(runs / "runs/mz2", 0, 94.1, oh_memory_size=2)
+    out = table("runs", cwd=runs).stdout
+    assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +95.10 +94.56", out)
+    assert re.search(r"bsr \(oh_memory_size 8\) +0 1 2 +95.17", out)
+
+
+def test_tables_for_spreadsheets_and_for_latex(runs):
+    lines = list(csv.DictReader(io.StringIO(table("runs", "--format", "csv", cwd=runs).stdout)))
+    (line,) = (row for row in lines if (row["pair"], row["method"]) == ("resnet34-resnet18", "bsr"))
+    assert float(line["last_mean"]) == pytest.approx(95.1667, abs=1e-3)
+    assert (line["seeds"], line["published"]) == ("3", "94.8")
+    table("runs", "--format", "latex", "--output", "table.tex", cwd=runs)
+    text = (runs / "table.tex").read_text()
+    assert r"fast\_meta & 94.17 $\pm$ 1.04 [94.05] & - \\" in text
+
+
+def test_two_methods_are_compared_over_the_seeds_they_share(runs):
+    out = table("runs", "--compare", "bsr", "fast_meta", cwd=runs).stdout.splitlines()[-1]
+    interval = stats.ttest_rel([94.0, 95.0, 96.5], [93.0, 94.5, 95.0]).confidence_interval(0.95)
+    expected = f"+1.00 points, 95 % confidence {interval.low:+.2f} to {interval.high:+.2f} (3 shared seeds)"
+    assert out.endswith(expected)
+
+
+def test_bad_tables_get_one_line(runs):
+    def refused(*args):
+        return run_script("scripts/table.py", *args, cwd=runs)
+
+    assert_refused(refused("nowhere"), "no run in nowhere")
+    assert_refused(refused("runs/bsr-0", "--compare", "bsr", "fsat_meta"), "no runs of fsat_meta")
+    shutil.copytree(runs / "runs/bsr-0", runs / "runs/twice")
+    assert_refused(refused("runs/bsr-0", "runs/twice"), "are the same run")
+    (runs / "runs/twice/summary.json").write_text("[]")
+    assert_refused(refused("runs/twice"), "cannot be read as a finished run")
+
+
+def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
+    write_folder(tmp_path / "images", splits=("train", "test"))
+    write_folder(tmp_path / "other", splits=("any",), classes=("thing",), count=10)
+    write_teacher(tmp_path / "teacher.pth", num_classes=3)
+    common = ["--dataset", "folder", "--data_root", "images", "--teacher", "wrn16_1", "--teacher_ckpt",
+              "teacher.pth", "--student", "wrn16_1", "--epochs", 2, "--batch_size", 4,
+              "--device", "cpu"]  # fmt: skip
+    for more, name, count in (([], "vanilla_kd", 18), (["--images", "other"], "vanilla_kd_images", 10)):
+        done = run_script("vanilla_kd.py", *common, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"{count} images" in done.stdout
+        folder = tmp_path / f"run/{name}-folder-wrn16_1-wrn16_1-seed0"
+        rows = metrics(folder)
+        assert [row["epoch"] for row in rows] == [0, 1]
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["last_top1"] == rows[-1]["test_top1"]
+        assert (folder / "student.pth").is_file()
+    again = run_script("vanilla_kd.py", *common, cwd=tmp_path)
+    assert_refused(again, "--overwrite")
+    absent = run_script("vanilla_kd.py", *common, "--images", "no", "--save_dir", "new", cwd=tmp_path)
+    assert_refused(absent, "no folder of images")
+    assert not (tmp_path / "new").exists()
+    listed = table("run", cwd=tmp_path)
+    assert "vanilla_kd_images" in listed.stdout
+
+
+def test_cmi_starts_with_the_images_of_a_folder(tmp_path):
+    write_folder(tmp_path / "first", splits=("any",), classes=("thing",), count=10)
+    write_teacher(tmp_path / "teacher.pth")
+    done = run_script(
+        "bsr_main.py", "--method", "cmi", "--dataset", "digits", "--teacher", "wrn16_1", "--teacher_ckpt",
+        "teacher.pth", "--student", "wrn16_1", "--epochs", 2, "--kd_steps", 1, "--ep_steps", 1,
+        "--batch_size", 8, "--g_steps", 1, "--cmi_init", "first", "--save_dir", "out", "--device", "cpu",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["repository"] for row in metrics(tmp_path / "out")] == [18, 26]
+    assert json.loads((tmp_path / "out/config.json").read_text())["lr"] == 0.1
