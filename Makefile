@@ -1,7 +1,8 @@
-# make demo   install, train a teacher on digits, distil a student from it (SEED=0)
-# make test   install, run the tests
-# make lint   install, check style
-# make bench  install, compare speed and memory with the obvious implementation
+# make demo     install, train a teacher on digits, distil a student from it (SEED=0)
+# make test     install, run the tests
+# make lint     install, check style
+# make figures  install, draw the figures in show_result/ from the points there
+# make bench    install, compare speed and memory with the obvious implementation
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -11,11 +12,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test lint bench figures
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-dev.txt constraints.txt
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-extra.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +32,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -q tests
+
+figures: $(INSTALLED)
+	$(PY) show_result/ablation.py
+	$(PY) show_result/hyperparameters/hp.py
 
 bench: $(INSTALLED)
 	$(PY) -W ignore benchmarks/bench.py

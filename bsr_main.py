@@ -127,6 +127,8 @@ def build_parser() -> Parser:
                        help="first epoch to run, without a checkpoint")
     group.add_argument("--evaluate_only", action="store_true",
                        help="score the student of --resume or --save_dir and stop")
+    group.add_argument("--tensorboard", action="store_true",
+                       help="write metrics and sample sheets as TensorBoard events too")
     group.add_argument("--export_repository", action="store_true",
                        help="write the samples as PNGs in class folders at the end")
     group.add_argument("-p", "--print_freq", type=non_negative_int, default=0,

@@ -2,11 +2,12 @@
 
 `config.json` (every flag resolved, versions, git commit, device), `metrics.jsonl` (a line an epoch),
 `log.txt`, `checkpoint.pth` (to resume), `student.pth` (to use), `summary.json` (final figures),
-`images/` (contact sheets of samples by class), and `repository/` when it was exported.
+`images/` (contact sheets of samples by class), and `repository/` and `tensorboard/` when asked for.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import shutil
@@ -31,7 +32,9 @@ from datafree.repository import SampleRepository
 
 MARKS = ("config.json", "metrics.jsonl", "checkpoint.pth")  # any of them makes a folder a run
 SAMPLES = "samples.bin"  # every sample made, see SampleLog
-FILES = (*MARKS, SAMPLES, "log.txt", "student.pth", "summary.json", "images", "repository")
+FILES = (
+    *MARKS, SAMPLES, "log.txt", "student.pth", "summary.json", "images", "repository", "tensorboard",
+)  # fmt: skip
 SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
@@ -58,18 +61,29 @@ def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> None:
         )
 
 
+def require_tensorboard() -> None:
+    """See that TensorBoard's events can be written.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard")
+
+
 class RunFolder:
     """Writes a run's files.
 
     Args:
         path: the folder; made with its parents.
         overwrite: remove the files of an earlier run (only those named in `FILES`).
+        events_from: write metrics and contact sheets as TensorBoard events too, from this epoch on.
 
     Raises:
         UserError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False):
+    def __init__(self, path: Path, overwrite: bool = False, events_from: int | None = None):
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -79,6 +93,11 @@ class RunFolder:
             self._log = open(path / "log.txt", "a", encoding="utf-8")  # noqa: SIM115 (lives as long)
         except OSError as error:
             raise UserError(f"cannot write to {path} ({error}): choose another --save_dir") from error
+        self._events = None
+        if events_from is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(path / "tensorboard"), purge_step=events_from)
 
     def log(self, text: str, color: str | None = None) -> None:
         """A line on the console and in `log.txt`."""
@@ -102,6 +121,12 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._events:
+            seconds = {f"seconds/{name}": value for name, value in row["seconds"].items()}
+            for name, value in {**row, **seconds}.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._events.add_scalar(name.replace("loss_", "loss/"), value, row["epoch"])
+            self._events.flush()
 
     def truncate_metrics(self, epoch: int) -> None:
         """Forget the lines of `epoch` and later ones, which a resumed run writes anew."""
@@ -117,12 +142,15 @@ class RunFolder:
     def save_student(self, content: dict[str, Any]) -> None:
         checkpoint.save(content, self.path / "student.pth")
 
-    def save_samples(self, name: str, repository: SampleRepository, classes: Sequence[str]) -> Path:
-        """A contact sheet of the newest samples of each class at `images/{name}`."""
-        path = self.path / "images" / name
+    def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:
+        """A contact sheet of the newest samples of each class after `epoch` epochs, in `images/`."""
+        path = self.path / "images" / f"epoch-{epoch:04d}.png"
         path.parent.mkdir(exist_ok=True)
-        contact_sheet(repository, classes).save(path)
-        return path
+        sheet = contact_sheet(repository, classes)
+        sheet.save(path)
+        if self._events:
+            self._events.add_image("samples", np.array(sheet), epoch - 1, dataformats="HWC")
+            self._events.flush()
 
     def export_repository(self, repository: SampleRepository, classes: Sequence[str]) -> Path:
         """Every sample as `repository/{class}/{number}.png`, numbered in the order stored."""

@@ -200,7 +200,8 @@ class SampleRepository:
 
     def state_dict(self) -> dict:
         """Which samples of the log there are, in order; without a log, the samples themselves."""
-        state = {"stored": self.stored, "serials": self._rows["serials"][self._order]}
+        serials = self._rows["serials"][self._order]
+        state = {"stored": self.stored, "serials": serials, "feature_dim": self._feature_dim}
         if self.log:
             self.log.flush()
             return state

@@ -25,7 +25,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A run folder. `summary` is empty in one that is not finished."""
 
     path: Path
     config: dict[str, Any]
@@ -47,8 +47,14 @@ class Run:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """A dictionary an epoch."""
-        text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        try:
+            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
+            rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} has no readable metrics ({error!r}): leave it out") from error
+        if not rows:
+            raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
+        return rows
 
     @property
     def variant(self) -> str:
@@ -89,20 +95,23 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     return list(runs.values()), unfinished
 
 
-def read_run(path: Path) -> Run:
-    """A finished run's folder.
+def read_run(path: Path, finished: bool = True) -> Run:
+    """A run's folder; `finished` says that it must be one that has come to its end.
 
     Raises:
-        UserError: it is none.
+        UserError: it is no run, or not finished.
     """
     try:
-        config, summary = (
-            json.loads((path / name).read_text(encoding="utf-8")) for name in ("config.json", "summary.json")
-        )
+        summary: dict[str, Any] = {}
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         run = Run(path, config, summary)
-        float(summary["last_top1"]), int(run.seed), str(run.dataset), run.pair, run.variant
+        int(run.seed), str(run.dataset), run.pair, run.variant
+        if finished or (path / "summary.json").is_file():
+            summary.update(json.loads((path / "summary.json").read_text(encoding="utf-8")))
+            float(summary["last_top1"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a finished run ({error!r}): leave it out") from error
+        kind = "a finished run" if finished else "a run"
+        raise UserError(f"{path} cannot be read as {kind} ({error!r}): leave it out") from error
     return run
 
 

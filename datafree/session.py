@@ -25,7 +25,7 @@ from datafree.methods import METHODS
 from datafree.parallel import Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import autocast, set_kernels
-from datafree.record import SAMPLES, RunFolder, environment, refuse_existing
+from datafree.record import SAMPLES, RunFolder, environment, refuse_existing, require_tensorboard
 from datafree.repository import SampleRepository
 from datafree.sample_log import SampleLog
 from datafree.streams import RandomStreams
@@ -36,7 +36,7 @@ SHEETS = 10  # contact sheets written in the course of a run
 MAY_CHANGE = {
     "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
     "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
-    "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16",
+    "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16", "tensorboard",
 }
 
 
@@ -59,6 +59,8 @@ class Session:
         self.processes = Processes.started_by_torchrun(self.device)
         if args.epochs and not args.evaluate_only and self.processes.first:
             refuse_existing(self.folder, args.resume is not None, args.overwrite)
+        if args.tensorboard:
+            require_tensorboard()
         set_kernels(args.deterministic)
         if args.evaluate_only:
             file = Path(args.resume) if args.resume else self.folder / "student.pth"
@@ -241,8 +243,7 @@ class Session:
                 bar.epoch(row)
                 progress.add(row, before + time.perf_counter() - start)
                 if progress.epoch == a.epochs or progress.epoch % max(1, a.epochs // SHEETS) == 0:
-                    name = f"epoch-{progress.epoch:04d}.png"
-                    run.save_samples(name, distiller.repository, self.facts.classes)
+                    run.save_samples(progress.epoch, distiller.repository, self.facts.classes)
                 run.save_checkpoint(
                     {
                         "progress": asdict(progress),
@@ -260,7 +261,7 @@ class Session:
     def _open_run(self, progress: Progress) -> None:
         """Make the run folder, or go on in it."""
         a = self.args
-        run = self.run = RunFolder(self.folder, a.overwrite)
+        run = self.run = RunFolder(self.folder, a.overwrite, progress.epoch if a.tensorboard else None)
         run.log_earlier(self.said)
         flags = {name: value for name, value in vars(a).items() if name != "given"}
         facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
@@ -362,5 +363,6 @@ class ProgressBar:
         else:
             text += f"kd {row['loss_kd']:.3f}  test {row['test_top1']:.2f} %  "
         text += f"samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
-        self.bar.set_postfix_str(f"test {row['test_top1']:.2f} %")
+        loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
+        self.bar.set_postfix_str(f"{loss}test {row['test_top1']:.2f} %")
         self.say(text)

@@ -1,0 +1,124 @@
+"""The samples that a run has left in its folder, for figures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datafree import checkpoint, data, prepare
+from datafree.augment import Normalize
+from datafree.errors import UserError
+from datafree.penultimate import PenultimateFeatures
+from datafree.record import SAMPLES, safe_name
+from datafree.repository import to_float
+from datafree.runs import Run
+from datafree.sample_log import SampleLog
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class RunSamples:
+    """Samples ever stored, oldest first. Features and margins are the teacher's, or None for samples that
+    were read from exported images."""
+
+    labels: Tensor  # (N,) int64
+    kept: Tensor  # (N,) bool: whether the sample was in the repository at the end
+    features: Tensor | None  # (N, D) float32
+    margins: Tensor | None  # (N,) float32
+    images: Callable[[Tensor], Tensor]  # indices to uint8 (n, 3, H, W)
+
+
+def read_samples(run: Run) -> RunSamples:
+    """From the checkpoint and the samples beside it, else from the exported repository.
+
+    Raises:
+        UserError: the run has left neither, or the files are damaged.
+    """
+    path = run.path
+    if (path / "checkpoint.pth").is_file():
+        return _from_checkpoint(run, checkpoint.read(path / "checkpoint.pth"))
+    if (path / "repository").is_dir():
+        return _from_folder(run)
+    raise UserError(f"{path} has no samples: neither checkpoint.pth nor repository/ is in it")
+
+
+def _from_checkpoint(run: Run, content: Any) -> RunSamples:
+    try:
+        state = content["distiller"]["repository"]
+        stored, serials = int(state["stored"]), state["serials"].cpu()
+        if "images" in state:
+            everything = torch.ones(len(serials), dtype=torch.bool)
+            return RunSamples(state["labels"], everything, state["features"], state["margins"],
+                              state["images"].__getitem__)  # fmt: skip
+        size = int(run.config["img_size"])
+        log = SampleLog(run.path / SAMPLES, (3, size, size), int(state["feature_dim"]), writable=False)
+        log.truncate(stored)  # sees that they are all there
+        records = np.memmap(log.path, log.record, "r", shape=(stored,))
+        labels, features, margins = (
+            torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("label", "features", "margin")
+        )
+        kept = torch.zeros(stored, dtype=torch.bool)
+        kept[serials] = True
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+        raise UserError(f"{run.path}/checkpoint.pth holds no samples that can be read ({error!r})") from error
+    return RunSamples(labels, kept, features, margins, log.images)
+
+
+def _from_folder(run: Run) -> RunSamples:
+    classes = run.config["classes"]
+    labels, sets = [], []
+    for label, name in enumerate(classes):
+        folder = run.path / "repository" / safe_name(name)
+        if folder.is_dir() and any(folder.iterdir()):
+            sets.append(data.load_folder(folder, int(run.config["img_size"])))
+            labels += [label] * len(sets[-1])
+    if not labels:
+        raise UserError(f"{run.path}/repository has no images in it: export it anew")
+    starts = np.cumsum([0, *(len(images) for images in sets)])
+
+    def images(rows: Tensor) -> Tensor:
+        places = np.searchsorted(starts, rows.numpy(), side="right") - 1
+        return torch.cat([
+            sets[place].read(rows[index : index + 1] - int(starts[place]))
+            for index, place in enumerate(places)
+        ])  # fmt: skip
+
+    return RunSamples(torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, images)
+
+
+def load_student(run: Run, device: torch.device) -> nn.Module:
+    """The student that a run has trained, in eval mode.
+
+    Raises:
+        UserError: there is none, or it is of another architecture than the run's.
+    """
+    path = run.path / "student.pth"
+    content = checkpoint.read(path)
+    student = prepare.create_network(run.config["student"], len(run.config["classes"]))
+    name = f"{run.config['student']} with {len(run.config['classes'])} classes"
+    checkpoint.load_network(student, checkpoint.state_dict_of(content, path), path, name)
+    return student.to(device).eval()
+
+
+@torch.no_grad()
+def network_features(
+    network: nn.Module, run: Run, samples: RunSamples, rows: Tensor, device: torch.device,
+    on_batch: Callable[[int], Any] = lambda count: None,
+) -> Tensor:
+    """Penultimate features (len(rows), D) of samples, on the CPU; `on_batch` is told how many are done."""
+    normalize = Normalize(tuple(run.config["mean"]), tuple(run.config["std"]))
+    seen, parts = PenultimateFeatures(network), []
+    for indices in rows.split(BATCH):
+        inputs = normalize(to_float(samples.images(indices).to(device)))
+        with seen.capture():
+            network(inputs.contiguous(memory_format=torch.channels_last))
+        parts.append(seen.value.float().cpu())
+        on_batch(len(indices))
+    return torch.cat(parts)
+

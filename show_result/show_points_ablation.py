@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""Stored samples of runs as points in the plane: features of the student or the teacher, by t-SNE.
+
+    python show_result/show_points_ablation.py run/bsr run/basic
+
+Writes `{tag}_points.csv`, `{tag}_targets.csv` (an index column and a header row) and `{tag}_counts.csv`
+(samples of each class) to show_result/ablation_points, a tag for each run; `ablation.py` and `ablation.m`
+draw them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from datafree.errors import UserError
+from datafree.flags import Parser, non_negative_int, one_of, positive_int
+from datafree.flags import run as run_script
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOLDER = Path(__file__).resolve().parent / "ablation_points"
+ITERATIONS = 750  # of openTSNE: 250 of early exaggeration, 500 after it
+
+
+def build_parser() -> Parser:
+    parser = Parser("Stored samples of runs as points in the plane: penultimate features by t-SNE.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
+    parser.add_argument("--features", type=one_of("network", ("student", "teacher")), default="student",
+                        help="whose penultimate features: student, or teacher (as stored with the samples)")
+    parser.add_argument("--max_points", type=positive_int, default=100_000,
+                        help="points a run at most, drawn at random")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+    engines = ("auto", "openTSNE", "scikit-learn")
+    parser.add_argument("--engine", type=one_of("engine", engines), default="auto",
+                        help="auto takes openTSNE, which is faster, where it is installed")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the CSV files")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    return parser
+
+
+def embed(
+    features: np.ndarray, seed: int, engine: str = "auto",
+    on_iteration: Callable[[int], None] = lambda _: None,
+) -> np.ndarray:
+    """t-SNE (van der Maaten and Hinton, 2008) of features (N, D) to points (N, 2), perplexity 30 or less for
+    few points, from a PCA start. `on_iteration` is told how many iterations are done since it was last.
+
+    Raises:
+        UserError: there are too few points, or openTSNE was asked for and is not installed.
+    """
+    if len(features) < 5:
+        raise UserError(f"{len(features)} samples are too few for t-SNE: use a run with more")
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    if engine != "scikit-learn":
+        try:
+            from openTSNE import TSNE
+
+            def done(_iteration: int, _error: float, _embedding: np.ndarray) -> None:
+                on_iteration(10)
+
+            made = TSNE(
+                perplexity=perplexity, n_jobs=-1, random_state=seed, callbacks=done, callbacks_every_iters=10
+            ).fit(features)
+            return made.view(type(features))
+        except ImportError:
+            if engine == "openTSNE":
+                raise UserError("openTSNE is not installed: pip install openTSNE") from None
+    from sklearn.manifold import TSNE
+
+    made = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1).fit_transform(features)
+    on_iteration(ITERATIONS)
+    return made
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    tags = args.tags or [path.resolve().name for path in args.runs]
+    if len(tags) != len(args.runs) or len(set(tags)) < len(tags):
+        raise UserError(f"{len(args.runs)} runs need as many different --tags, not {' '.join(tags)}")
+
+    # Only now, so that --help and mistakes in flags answer at once.
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from datafree.prepare import choose_device
+    from datafree.run_samples import load_student, network_features, read_samples
+    from datafree.runs import read_run
+
+    device = choose_device(args.device, None)
+    found = [(tag, run, read_samples(run)) for tag, run in zip(tags, map(read_run, args.runs), strict=True)]
+    if args.features == "student":
+        students = [load_student(run, device) for _, run, _ in found]
+    args.output.mkdir(parents=True, exist_ok=True)
+    for place, (tag, run, samples) in enumerate(found):
+        rows = samples.kept.nonzero().squeeze(1)
+        counts = torch.bincount(samples.labels[rows], minlength=len(run.config["classes"]))
+        if len(rows) > args.max_points:
+            drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
+            rows = rows[drawn[: args.max_points].sort().values]
+        if args.features == "teacher" and samples.features is None:
+            raise UserError(f"{run.path} has no stored features: use --features student")
+        with tqdm(total=len(rows) + ITERATIONS, desc=tag, disable=None, dynamic_ncols=True) as bar:
+            if args.features == "student":
+                features = network_features(students[place], run, samples, rows, device, bar.update)
+            else:
+                features = samples.features[rows]
+                bar.update(len(rows))
+            points = embed(features.numpy().astype(np.float32), args.seed, args.engine, bar.update)
+        write_csv(args.output / f"{tag}_points.csv", "0,1", points, "%.3f")
+        write_csv(args.output / f"{tag}_targets.csv", "0", samples.labels[rows].numpy()[:, None], "%d")
+        write_csv(args.output / f"{tag}_counts.csv", "0", counts.numpy()[:, None], "%d")
+        print(f"{tag}: {len(rows):,} points in {args.output}")
+
+
+def write_csv(path: Path, header: str, values: np.ndarray, number: str) -> None:
+    """Rows with their index before them and a header above, whole or not at all."""
+    lines = [f",{header}"]
+    lines += [f"{index}," + ",".join(number % value for value in row) for index, row in enumerate(values)]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    run_script(main, "show_points_ablation.py")

@@ -1,0 +1,41 @@
+"""How the figures look: colours that the colour-blind tell apart, and saving as PNG and vector PDF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+# Petroff (2021), "Accessible color sequences for data visualization".
+COLORS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581",
+          "#92dadd")  # fmt: skip
+
+
+def use() -> None:
+    mpl.use("Agg")
+    plt.rcParams.update(
+        {"font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+         "figure.dpi": 110, "savefig.dpi": 200, "pdf.fonttype": 42, "svg.fonttype": "none",
+         "axes.titlesize": 10, "legend.frameon": False}
+    )  # fmt: skip
+
+
+def class_colors(count: int) -> np.ndarray:
+    """(count, 4): a colour a class; where there are more than ten, along a scale."""
+    if count <= len(COLORS):
+        return np.array([mpl.colors.to_rgba(color) for color in COLORS[:count]])
+    return plt.get_cmap("viridis")(np.linspace(0, 1, count))
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """`path` as .png and .pdf; closes the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(kind) for kind in (".png", ".pdf")]
+    for file in files:
+        metadata = {"CreationDate": None} if file.suffix == ".pdf" else None  # the same bytes every time
+        figure.savefig(file, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
+    return files

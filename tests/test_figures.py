@@ -1,0 +1,302 @@
+"""Figures and reports from run folders, as files that other programs read."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from PIL import Image
+from test_scripts import TINY, assert_refused, metrics, write_teacher
+from test_tables import write_run
+
+from datafree import checkpoint
+from datafree.record import SAMPLES
+from datafree.repository import SampleRepository
+from datafree.run_samples import network_features, read_samples
+from datafree.runs import read_run
+from datafree.sample_log import SampleLog
+from show_result import page
+from show_result.show_points_ablation import embed
+
+POINTS = "show_result/show_points_ablation.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two real runs with 64 samples each, `bsr` and `Basic`; the folder they are in."""
+    cwd = tmp_path_factory.mktemp("figures")
+    write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
+    flags_of = {"bsr": ["--tensorboard", "--export_repository"], "Basic": ["--method", "fast_meta"]}
+    for name, flags in flags_of.items():
+        done = run_script(
+            "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
+            *flags, "--save_dir", name, cwd=cwd,
+        )
+        assert done.returncode == 0, done.stderr
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def points(runs):
+    done = run_script(POINTS, "bsr", "Basic", "--output", "points", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    return runs / "points"
+
+
+def read_csv(path):
+    lines = path.read_text().splitlines()
+    rows = [[float(value) for value in line.split(",")] for line in lines[1:]]
+    return lines[0], np.array(rows)
+
+
+def test_points_and_targets_are_written_as_published(runs, points):
+    samples = read_samples(read_run(runs / "bsr"))
+    header, xy = read_csv(points / "bsr_points.csv")
+    assert header == ",0,1"
+    assert xy[:, 0].tolist() == list(range(64))
+    header, labels = read_csv(points / "bsr_targets.csv")
+    assert header == ",0"
+    assert labels[:, 1].tolist() == samples.labels[samples.kept].tolist()
+    _, counts = read_csv(points / "bsr_counts.csv")
+    assert counts[:, 1].tolist() == metrics(runs / "bsr")[-1]["counts"]
+
+
+def test_samples_are_read_from_checkpoints_and_from_exported_images_alike(runs, tmp_path):
+    whole = read_samples(read_run(runs / "bsr"))
+    shutil.copytree(runs / "bsr", tmp_path / "exported", ignore=shutil.ignore_patterns("*.pth", "*.bin"))
+    exported = read_samples(read_run(tmp_path / "exported"))
+    order = whole.labels.argsort(stable=True)  # exported by class, in the order stored
+    assert torch.equal(exported.labels, whole.labels[order])
+    rows = torch.tensor([3, 60, 17])
+    assert torch.equal(exported.images(rows), whole.images(order[rows]))
+    assert whole.features.shape == (64, 64)
+    assert exported.features is None
+
+
+def test_features_are_those_of_the_network_asked_for(runs):
+    run = read_run(runs / "bsr")
+    samples, rows = read_samples(run), torch.arange(5)
+    teacher = torch.load(runs / "checkpoints/pretrained/digits_wrn16_1.pth", weights_only=True)
+    from datafree.prepare import create_network
+
+    network = create_network("wrn16_1", 10).eval()
+    network.load_state_dict(teacher)
+    again = network_features(network, run, samples, rows, torch.device("cpu"))
+    # Stored when the sample was made, from an augmented view of it.
+    assert again.shape == samples.features[rows].shape
+    assert (again - samples.features[rows]).norm() < 0.8 * again.norm()
+
+
+@pytest.mark.parametrize("engine", ["openTSNE", "scikit-learn"])
+def test_the_embedding_keeps_neighbours_and_repeats_itself(engine):
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(5, 16)) * 4
+    labels = np.arange(200) % 5
+    features = (centres[labels] + random.normal(size=(200, 16))).astype(np.float32)
+    steps = []
+    xy = embed(features, 0, engine, steps.append)
+    assert sum(steps) == 750
+    distances = ((xy[:, None] - xy) ** 2).sum(2) + np.diag(np.full(200, np.inf))
+    assert (labels[distances.argmin(1)] == labels).mean() > 0.97
+    np.testing.assert_allclose(xy, embed(features, 0, engine), rtol=1e-3, atol=1e-3)
+
+
+def test_fewer_points_than_samples_are_drawn_at_random(runs):
+    for folder in ("few", "again"):
+        done = run_script(
+            POINTS, "bsr", "--max_points", 20, "--features", "teacher", "--output", folder, "--engine",
+            "scikit-learn", cwd=runs,
+        )
+        assert done.returncode == 0, done.stderr
+    few, again = (read_csv(runs / folder / "bsr_targets.csv")[1] for folder in ("few", "again"))
+    assert len(few) == 20
+    assert np.array_equal(few, again)
+    assert read_csv(runs / "few/bsr_counts.csv")[1][:, 1].sum() == 64
+
+
+def test_the_ablation_is_drawn_as_png_and_pdf(points, tmp_path):
+    done = run_script("show_result/ablation.py", "--points", points, "--output", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("ablation_points", "ablation_counts"):
+        assert Image.open(tmp_path / f"{name}.png").width > 600
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_sweep_is_drawn_with_runs_laid_over(tmp_path):
+    for seed, size, last in ((0, 2, 94.0), (1, 2, 95.0), (0, 8, 94.5)):
+        write_run(tmp_path / f"runs/{size}-{seed}", seed, last, oh_memory_size=size)
+    done = run_script("show_result/hyperparameters/hp.py", "runs", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/oh_memory_size_runs.csv").read_text().splitlines() == [
+        "value,mean,std,seeds", "2,94.5,0.7071067812,2", "8,94.5,0,1",
+    ]  # fmt: skip
+    assert Image.open(tmp_path / "out/hp.png").width > 1500
+
+
+def test_the_published_points_in_the_repository_are_the_paper_s(tmp_path):
+    done = run_script("show_result/hyperparameters/hp.py", "--output", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ("oh_memory_size", "oh_step_coarse", "oh_step_fine"):
+        own = ROOT / f"show_result/hyperparameters/{name}.csv"
+        assert own.read_text() == (tmp_path / f"{name}.csv").read_text()
+
+
+@pytest.mark.skipif(shutil.which("octave-cli") is None, reason="GNU Octave is not installed")
+def test_octave_draws_the_same_figures(points, tmp_path):
+    shutil.copytree(ROOT / "show_result/hyperparameters", tmp_path / "hp")
+    (tmp_path / "hp/oh_step_fine_runs.csv").write_text("value,mean,std,seeds\n0.1,94.5,0.2,3\n0.12,94,0,1\n")
+    environment = {**os.environ, "ABLATION_POINTS": str(points), "ABLATION_OUTPUT": str(tmp_path),
+                   "HP_FOLDER": str(tmp_path / "hp")}  # fmt: skip
+    for script in ("ablation.m", "hyperparameters/hp.m"):
+        done = subprocess.run(
+            ["octave-cli", str(ROOT / "show_result" / script)], env=environment, capture_output=True,
+            text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    for name in ("ablation_points_m.png", "ablation_counts_m.png", "hp/hp_m.png"):
+        pixels = np.array(Image.open(tmp_path / name).convert("L"))
+        assert (pixels < 200).mean() > 0.002  # something is drawn
+
+
+def report(folder, *args):
+    done = run_script("show_result/report.py", *args, "--output", folder / "report.html", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return (folder / "report.html").read_text()
+
+
+class Text(HTMLParser):
+    """What a page says, and what it refers to."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.said, self.references, self.marked = [], [], 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        self.marked += ("class", "differs") in attrs
+
+    def handle_data(self, data):
+        self.said.append(data.strip())
+
+
+def test_a_report_of_two_runs_shows_figures_samples_and_what_differs(runs, tmp_path):
+    text = Text(report(tmp_path, runs / "bsr", runs / "Basic"))
+    accuracy = f"{metrics(runs / 'bsr')[-1]['test_top1']:.2f} %"
+    assert accuracy in text.said
+    headings = {"Accuracy", "Balance over the classes", "Spread within the classes", "Samples", "Settings"}
+    assert headings <= set(text.said)
+    assert text.marked >= 4  # method, dlw, blg, iho
+    assert all(value.startswith(("data:", "#")) for value in text.references)
+    assert not re.search(r"url\((?!#)", (tmp_path / "report.html").read_text())
+    assert len([value for value in text.references if value.startswith("data:image/png")]) >= 2
+
+
+def write_shown_run(folder, classes, epochs):
+    """A run with samples, as large as asked for."""
+    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu",
+              classes=[f"class {k}" for k in range(classes)])  # fmt: skip
+    counts = np.random.default_rng(0).integers(0, 30, (epochs, classes))
+    rows = [{"epoch": e, "alpha": 0.5 + e / 10, "test_top1": 10.0 + e, "loss_kd": None, "loss_oh": 1.0,
+             "loss_bn": 1.0, "loss_adv": 0.0, "margin": 0.5, "counts": counts[e].tolist(), "repository": 5,
+             "seconds": {"kd": 1.0}} for e in range(epochs)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(0)
+    log = SampleLog(folder / SAMPLES, (3, 8, 8), 4)
+    repository = SampleRepository((3, 8, 8), 4, classes, log=log)
+    count = 15 * classes
+    labels = torch.arange(count) % classes
+    repository.add(torch.rand(count, 3, 8, 8), labels, torch.randn(count, 4), torch.rand(count))
+    repository.remove(torch.arange(0, count, 7))
+    checkpoint.save({"distiller": {"repository": repository.state_dict()}}, folder / "checkpoint.pth")
+
+
+@pytest.mark.parametrize(("classes", "epochs"), [(10, 1), (100, 3), (1000, 2)])
+def test_reports_hold_for_few_and_many_classes_and_for_one_epoch(classes, epochs, tmp_path):
+    write_shown_run(tmp_path / "run", classes, epochs)
+    (tmp_path / "run/summary.json").unlink()  # not finished
+    text = Text(report(tmp_path, tmp_path / "run"))
+    assert f"{epochs} of {epochs}" in text.said
+    assert len((tmp_path / "report.html").read_text()) < 6e6
+
+
+def test_whiskers_and_sheets_are_of_the_samples_meant(tmp_path):
+    write_shown_run(tmp_path / "run", 3, 1)
+    one = page.Shown(read_run(tmp_path / "run"), "run", "black")
+    labels, features = one.samples.labels.numpy(), one.samples.features
+    from sklearn.neighbors import LocalOutlierFactor
+
+    factors = page.outlier_factors(features, one.samples.labels, 3)
+    for label in range(3):
+        expected = -LocalOutlierFactor(10).fit(features[labels == label]).negative_outlier_factor_
+        np.testing.assert_allclose(factors[labels == label], expected, rtol=1e-4)
+    quartiles = page.quartiles_by_class(factors, labels, 3)
+    q1, q3 = np.percentile(factors[labels == 1], [25, 75])
+    assert quartiles[:, 1][[0, 4]].tolist() == pytest.approx([q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)])
+    assert int(one.samples.kept.sum()) == 45 - 7
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_a_browser_renders_the_report_without_errors_or_requests(runs, tmp_path):
+    report(tmp_path, runs / "bsr")
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+         "--disable-background-networking", "--disable-component-update", "--no-first-run",
+         "--net-log-capture-mode=Everything", f"--log-net-log={log}",
+         f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "report.html").as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.count("<svg") >= 6
+    assert "CONSOLE" not in done.stderr
+    # Chromium has its own background traffic; what the page itself asks for names the page as initiator.
+    events = log.read_text()
+    asked = set(re.findall(r'"url":"((?:https?|ftp|wss?)://[^"]*)"', events))
+    assert not [url for url in asked if not re.search(r"google|gstatic|gvt1|chromium", url)]
+    assert not re.search(r'"initiator":"file', events) or not asked
+
+
+def test_tensorboard_events_hold_metrics_and_sheets(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(runs / "bsr/tensorboard"))
+    events.Reload()
+    rows = metrics(runs / "bsr")
+    accuracy = [(event.step, event.value) for event in events.Scalars("test_top1")]
+    assert accuracy == [(row["epoch"], pytest.approx(row["test_top1"])) for row in rows]
+    assert {"loss/bn", "loss/kd", "alpha", "seconds/kd"} <= set(events.Tags()["scalars"])
+    assert events.Images("samples")[-1].step == 3
+
+
+def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
+    report_script = "show_result/report.py"
+    for script in (POINTS, report_script):
+        assert_refused(run_script(script, tmp_path, cwd=tmp_path), "cannot be read as")
+    shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin", "checkpoint*",
+                                                                                  "repository"))  # fmt: skip
+    assert_refused(run_script(POINTS, "bare", cwd=tmp_path), "has no samples")
+    shutil.copytree(runs / "bsr", tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / SAMPLES, 1000)
+    assert_refused(run_script(POINTS, "cut", cwd=tmp_path), "of the 64 samples of the checkpoint")
+    shutil.copytree(runs / "bsr", tmp_path / "other")
+    write_teacher(tmp_path / "other/student.pth", "wrn40_1")
+    assert_refused(run_script(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
+    twice = run_script(POINTS, runs / "bsr", runs / "bsr", cwd=tmp_path)
+    assert_refused(twice, "as many different --tags")
+    (tmp_path / "file").write_text("")
+    unwritable = run_script(report_script, runs / "bsr", "--output", "file/report.html", cwd=tmp_path)
+    assert_refused(unwritable, "cannot write file/report.html")
+    nothing = run_script("show_result/ablation.py", "--points", tmp_path, cwd=tmp_path)
+    assert_refused(nothing, "no *_points.csv in")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,x,y\n")
+    damaged = run_script("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
+    assert_refused(damaged, "cannot read damaged/a_points.csv")
+    assert_refused(run_script("show_result/hyperparameters/hp.py", "nowhere", cwd=tmp_path), "no run in")
