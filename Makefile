@@ -3,6 +3,7 @@
 # make lint     install, check style
 # make figures  install, draw the figures in show_result/ from the points there
 # make bench    install, compare speed and memory with the obvious implementation
+# make soak     install, kill a run 25 times and see that it ends as one that was never stopped
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -12,7 +13,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint bench figures
+.PHONY: install demo test lint bench figures soak
 
 install: $(INSTALLED)
 
@@ -36,6 +37,9 @@ test: $(INSTALLED)
 figures: $(INSTALLED)
 	$(PY) show_result/ablation.py
 	$(PY) show_result/hyperparameters/hp.py
+
+soak: $(INSTALLED)
+	$(PY) tests/soak.py
 
 bench: $(INSTALLED)
 	$(PY) -W ignore benchmarks/bench.py

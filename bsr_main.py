@@ -62,6 +62,8 @@ def build_parser() -> Parser:
     group.add_argument("--store_samples", action="store_true",
                        help="teach the student from stored samples, which DLW, BLG and IHO need, where a "
                        "method would from fresh ones (dafl, zskt, dfad, dfq)")
+    group.add_argument("--max_samples", type=positive_int,
+                       help="samples kept at most, the oldest go first (default: no limit)")
     group.add_argument("--dlw_mode", type=one_of("DLW mode", DLW_MODES), default="dynamic",
                        help=f"how DLW sets the weight: {', '.join(DLW_MODES)}")
     group.add_argument("--oh_min", type=positive_float, default=0.5,
@@ -123,6 +125,9 @@ def build_parser() -> Parser:
     group.add_argument("--resume", nargs="?", const="", metavar="CHECKPOINT",
                        help="continue the run of --save_dir, or from this checkpoint")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
+    group.add_argument("--save_every", type=positive_int, default=1,
+                       help="epochs from checkpoint to checkpoint; one that is stopped saves its last whole "
+                       "epoch all the same")
     group.add_argument("--start_epoch", type=non_negative_int, default=0,
                        help="first epoch to run, without a checkpoint")
     group.add_argument("--evaluate_only", action="store_true",
@@ -168,6 +173,8 @@ def resolve(args: argparse.Namespace) -> list[str]:
             setattr(args, component, args.method == "bsr")
         if getattr(args, component) and not args.store_samples:
             raise UserError(f"--{component} needs samples that are kept: add --store_samples")
+    if args.export_repository and not args.store_samples:
+        raise UserError("--export_repository needs samples that are kept: add --store_samples")
     if not args.dlw and not any(getattr(args, name) for name in WEIGHTS if name in method.takes):
         names = ", ".join(f"--{name}" for name in WEIGHTS if name in method.takes)
         raise UserError(f"{args.method} has nothing to optimise: give one of {names} a weight")
@@ -204,6 +211,8 @@ def ignored_flags(args: argparse.Namespace) -> list[str]:
     if ignored:
         those = " ".join(f"--{name}" for name in takes)
         warnings.append(f"{args.method} ignores {', '.join(ignored)}; of such flags it takes {those}")
+    if "repository_memory" in given and not args.store_samples:
+        warnings.append(f"--repository_memory has no effect: {args.method} keeps no samples")
     if "store_samples" in given and METHODS[args.method].stores:
         warnings.append(f"--store_samples has no effect: {args.method} always stores its samples")
     if args.dlw and "oh" in given:

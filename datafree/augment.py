@@ -85,7 +85,7 @@ class Augment:
             shift_y, shift_x = pixels[0] * (2 / height), pixels[1] * (2 / width)  # images span -1 .. 1
             scale_y = scale_x = torch.ones(n, device=images.device)
         else:
-            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, self.scale or SCALE, generator)
+            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, generator, self.scale or SCALE)
         if self.flip:
             sign = torch.rand(n, generator=generator, device=images.device) < 0.5
             scale_x = torch.where(sign, -scale_x, scale_x)
@@ -103,7 +103,7 @@ class Augment:
 
     @staticmethod
     def _resized_crop(
-        n: int, scale: tuple[float, float], generator: torch.Generator
+        n: int, generator: torch.Generator, scale: tuple[float, float] = SCALE
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Scale and shift of rows and of columns: area uniform in `scale`, aspect log-uniform in ASPECT,
         a side that would leave the image cut to its edge."""

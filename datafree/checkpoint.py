@@ -1,10 +1,15 @@
-"""Checkpoints: written whole or not at all, read so that no code in a file can run."""
+"""Checkpoints: written whole or not at all, read so that no code in a file can run and no file takes more
+memory than its size allows."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +18,152 @@ from torch import Tensor, nn
 
 from datafree.errors import UserError
 
+try:
+    import resource
+except ImportError:  # not a Unix: memory is not bounded while a file is read
+    resource = None
+
 SHOWN = 3  # keys or shapes that an error message names
+SEAL = b"\nsha256:"  # at the end of a file, before the digest of all that comes before it
+SEAL_LENGTH = len(SEAL) + hashlib.sha256().digest_size
+SPARE_MEMORY = 1 << 30  # bytes that reading a file may take beside a few times its size
 
 
-def save(content: Any, path: Path) -> None:
-    """Write `content` (tensors in plain containers) to a temporary file beside `path`, then rename."""
+class Damaged(UserError):
+    """A checkpoint file is not what was once written."""
+
+
+def save(content: Any, path: Path, keep_previous: bool = False) -> None:
+    """Write `content` (tensors in plain containers) with a checksum to a temporary file beside `path`, then
+    rename. With `keep_previous` the file that was there becomes `previous(path)`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
+            file.write(SEAL + hashlib.sha256(buffer.getbuffer()).digest())
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error}): free space or choose another folder") from error
 
 
+def previous(path: Path) -> Path:
+    """Where `save` keeps the checkpoint before the newest."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Return when the disk has the names of the files in it."""
+    with suppress(OSError):  # some file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def read(path: Path) -> Any:
-    """What a checkpoint file holds, tensors on the CPU. Only tensors and plain containers are unpickled;
-    a file that asks for anything else is refused.
+    """What a checkpoint file holds, tensors on the CPU. Only tensors and plain containers are unpickled; a
+    file that asks for anything else is refused, and so is one whose checksum, if it has one, is wrong, or
+    that would unpack to more than it is.
 
     Raises:
-        UserError: the file is missing, damaged or holds more than data.
+        Damaged: the file is not what was written.
+        UserError: it is missing or holds more than data.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        size = path.stat().st_size
+        source = _unsealed(path)
+        _refuse_bombs(source, size, path)
+        with _bounded_memory(4 * size + SPARE_MEMORY):
+            content = torch.load(source, map_location="cpu", weights_only=True)
+        _refuse_virtual_tensors(content, size, path)
+        return content
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise UserError(
                 f"cannot load {path}: it holds Python objects, which could run code; save a plain state dict"
             ) from error
-        raise UserError(_damaged(path)) from error
+        raise _damaged(path) from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): check the path") from error
-    except Exception as error:  # torch raises many kinds for files that are not what they claim
-        raise UserError(_damaged(path)) from error
+    except (Exception, MemoryError) as error:  # torch raises many kinds for files that are none of its own
+        raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> str:
-    return f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew"
+def _damaged(path: Path) -> Damaged:
+    return Damaged(f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew")
+
+
+def _unsealed(path: Path) -> Path | io.BytesIO:
+    """The file, or what is before its checksum.
+
+    Raises:
+        Damaged: it has a checksum of something else.
+    """
+    with open(path, "rb") as file:
+        if path.stat().st_size < SEAL_LENGTH:
+            return path
+        file.seek(-SEAL_LENGTH, os.SEEK_END)
+        seal = file.read()
+        if not seal.startswith(SEAL):
+            return path
+        file.seek(0)
+        data = file.read()[:-SEAL_LENGTH]
+    if hashlib.sha256(data).digest() != seal[len(SEAL) :]:
+        raise _damaged(path)
+    return io.BytesIO(data)
+
+
+def _refuse_bombs(source: Path | io.BytesIO, size: int, path: Path) -> None:
+    """PyTorch stores its archives without compression, so that one never unpacks to more than it is."""
+    if zipfile.is_zipfile(source):
+        with zipfile.ZipFile(source) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > size:
+                raise UserError(f"cannot load {path}: it would unpack to more than it is; save it anew")
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+
+
+@contextmanager
+def _bounded_memory(more: int) -> Iterator[None]:
+    """Inside the block the process can take `more` bytes of address space and no more."""
+    if resource is None or not Path("/proc/self/statm").exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = now + more if before[0] == resource.RLIM_INFINITY else min(before[0], now + more)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _refuse_virtual_tensors(content: Any, size: int, path: Path) -> None:
+    """Refuse tensors that stand for more values than the file has, as a few repeated ones can."""
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.numel() * value.element_size() > size:
+                raise UserError(f"cannot load {path}: a tensor in it is larger than the file; save it anew")
+        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:

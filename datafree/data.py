@@ -225,8 +225,17 @@ def probe_img_size(folder: Path) -> int:
 
 
 def _open(path: Path) -> Image.Image:
+    """An image as RGB with 8 bits a channel, whatever its own mode; grey ones of 16 bits are scaled.
+
+    Raises:
+        UserError: it cannot be read whole, or is as large as only a file made to harm would be.
+    """
     try:
-        return Image.open(path).convert("RGB")
+        image = Image.open(path)
+        if image.mode.startswith("I"):  # Pillow would cut off what is above 255
+            grey = np.asarray(image, np.int64).clip(0, 65535) >> 8
+            return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for files that are not what they claim
         raise UserError(f"cannot read the image {path} ({error}): replace or remove it") from error
 

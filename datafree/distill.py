@@ -56,6 +56,7 @@ class DistillSettings:
     amp: str = "off"  # a key of `precision.AMP`
     compile: bool = False
     store: bool = True  # else the student learns from fresh samples of the generator
+    max_samples: int | None = None  # in the repository; the oldest go first
     divergence: str = "kl"  # what teaches the student, see `losses.divergence`
 
     @property
@@ -118,7 +119,7 @@ class Distiller:
         """
         s = self.settings
         warming_up = epoch < s.warmup
-        kd_loss, spread, added, removed = math.nan, None, 0, 0
+        kd_loss, spread, added, removed, overflows = math.nan, None, 0, 0, 0
         lr = self.optimizer.param_groups[0]["lr"]
         self._seconds = {}
 
@@ -130,10 +131,13 @@ class Distiller:
             with self._phase("synthesis"):
                 targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
                 new = self._synthesize(targets, alpha, on_step)
-                self._require_finite(new.losses["total"], epoch, "synthesis", "--lr_g")
+                for term, values in reversed(new.steps.items()):  # the total, their sum, comes last
+                    self._require_finite(values, epoch, "synthesis", term, "--lr_g")
                 if not s.store:
-                    self.repository.remove(torch.arange(len(self.repository), device=targets.device))
+                    self._remove_oldest(len(self.repository))
                 self.repository.add(new.images, new.labels, new.features, new.margins)
+                if s.max_samples is not None:
+                    removed += self._remove_oldest(len(self.repository) - s.max_samples)
                 self.processes.wait()  # until the first has logged the samples
                 self.dlw.record(new.losses["adv"], new.losses["bn"])
                 added += len(new.labels)
@@ -157,8 +161,9 @@ class Distiller:
 
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
-                kd_loss = self._distill(on_step)
-                self._require_finite(kd_loss, epoch, "distillation", "--lr")
+                kd_loss, skipped = self._distill(on_step)
+                overflows += skipped
+                self._require_finite([kd_loss], epoch, "distillation", "kd", "--lr")
 
         # 6. Evaluate; step the schedule.
         with self._phase("evaluation"):
@@ -176,6 +181,7 @@ class Distiller:
             "alpha": alpha,
             **{f"loss_{name}": value for name, value in new.losses.items()},
             "loss_kd": _finite(kd_loss),
+            "kd_overflows": overflows,
             "test_top1": self.evaluation.top1,
             "test_top5": self.evaluation.top5,
             "test_loss": self.evaluation.loss,
@@ -199,13 +205,20 @@ class Distiller:
             return new
         terms = torch.tensor(list(new.losses.values()), device=targets.device)
         p.average([terms])
+        means = dict(zip(new.losses, terms.tolist(), strict=True))
         return Synthesis(
             p.gather(to_uint8(new.images)), p.gather(new.labels), p.gather(new.features),
-            p.gather(new.margins), dict(zip(new.losses, terms.tolist(), strict=True)), new.steps,
+            p.gather(new.margins), means, {name: [value] for name, value in means.items()},
         )  # fmt: skip
 
-    def _distill(self, on_step: OnStep) -> float:
-        """`kd_steps` steps of knowledge distillation; returns the mean loss."""
+    def _remove_oldest(self, count: int) -> int:
+        """Drop `count` samples, if that is above 0; returns how many."""
+        self.repository.remove(torch.arange(max(0, count), device=self.repository.device))
+        return max(0, count)
+
+    def _distill(self, on_step: OnStep) -> tuple[float, int]:
+        """`kd_steps` steps of knowledge distillation; returns the mean loss, and how many steps fp16
+        skipped because they overflowed."""
         s, rng = self.settings, self.streams.distillation
         self.student.train()
         total = torch.zeros(2, device=rng.device)  # losses, and how many there are
@@ -218,7 +231,7 @@ class Distiller:
             on_step("kd", loss)
         self.processes.average([total, *batch_statistics(self.student)])
         losses_sum, count = total.tolist()
-        return losses_sum / count if count else math.nan
+        return losses_sum / count if count else math.nan, s.kd_steps - round(count)
 
     def _inputs(self, batch_size: int) -> Iterator[Tensor]:
         """`kd_steps` batches as the networks see them: of stored samples, augmented, or of fresh ones."""
@@ -257,9 +270,12 @@ class Distiller:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     @staticmethod
-    def _require_finite(loss: float, epoch: int, phase: str, flags: str) -> None:
-        if not math.isfinite(loss):
-            raise UserError(f"the {phase} loss is {loss} in epoch {epoch}: try a lower {flags}")
+    def _require_finite(values: list[float], epoch: int, phase: str, term: str, flag: str) -> None:
+        for value in values:
+            if not math.isfinite(value):
+                raise UserError(
+                    f"in the {phase} of epoch {epoch + 1} the loss term {term} is {value}: try a lower {flag}"
+                )
 
     @torch.no_grad()
     def store(self, images: Tensor) -> None:
@@ -299,12 +315,13 @@ class Distiller:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.synthesizer.load_state_dict(state["synthesizer"])
-        self.repository.load_state_dict(state["repository"])
         self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
         self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
         self.streams.load_state_dict(state["streams"][self.processes.rank])
+        # Last: it forgets what was stored since, for which there must be no doubt about the rest.
+        self.repository.load_state_dict(state["repository"])
 
 
 def _finite(value: float) -> float | None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from datafree.errors import UserError, did_you_mean
+from datafree.errors import Stopped, UserError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +132,10 @@ def run(main: Callable[[], None], prog: str) -> NoReturn:
         sys.stdout.flush()
         print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        sys.stdout.flush()
+        print(f"{prog}: {' '.join(str(stopped).split())}", file=sys.stderr)
+        sys.exit(stopped.status)
     except BrokenPipeError:  # the reader of our output went away: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -49,6 +49,14 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
     return torch.device("cuda", index)
 
 
+def require_one_process() -> None:
+    """Raises:
+    UserError: `torchrun` has started several.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("this script runs in one process: start it without torchrun")
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What must be known of the data to distil: nothing of it is an image."""

@@ -1,8 +1,9 @@
 """The run folder: everything that a run leaves behind.
 
 `config.json` (every flag resolved, versions, git commit, device), `metrics.jsonl` (a line an epoch),
-`log.txt`, `checkpoint.pth` (to resume), `student.pth` (to use), `summary.json` (final figures),
-`images/` (contact sheets of samples by class), and `repository/` and `tensorboard/` when asked for.
+`log.txt`, `checkpoint.pth` (to resume) and the one before it, `samples.bin` (every sample made),
+`student.pth` (to use), `summary.json` (final figures), `images/` (contact sheets of samples by class), and
+`repository/` and `tensorboard/` when asked for.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ from datafree import checkpoint
 from datafree.errors import UserError
 from datafree.repository import SampleRepository
 
-MARKS = ("config.json", "metrics.jsonl", "checkpoint.pth")  # any of them makes a folder a run
+try:
+    import fcntl
+except ImportError:  # not a Unix: nothing keeps two commands from writing to one folder
+    fcntl = None
+
+CHECKPOINT = "checkpoint.pth"
+MARKS = ("config.json", "metrics.jsonl", CHECKPOINT)  # any of them makes a folder a run
 SAMPLES = "samples.bin"  # every sample made, see SampleLog
 FILES = (
-    *MARKS, SAMPLES, "log.txt", "student.pth", "summary.json", "images", "repository", "tensorboard",
+    *MARKS, "checkpoint.previous.pth", SAMPLES, "log.txt", "student.pth", "summary.json", "images",
+    "repository", "tensorboard",
 )  # fmt: skip
 SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
 
-def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> None:
+def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> bool:
     """See that a run may be written to `folder`; touches nothing. `resume` is None where there is no such
-    flag.
+    flag. Returns whether there is a run already.
 
     Raises:
         UserError: it holds a run and neither `resume` nor `overwrite` is asked for, it holds files of
@@ -59,6 +67,7 @@ def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> None:
             + ("" if resume is None else "continue it with --resume, ")
             + "replace it with --overwrite, or choose another --save_dir"
         )
+    return is_run
 
 
 def require_tensorboard() -> None:
@@ -71,11 +80,31 @@ def require_tensorboard() -> None:
         raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard")
 
 
+class RunLock:
+    """Held by the one command that writes to a run folder; the system takes it back when the process ends,
+    however it does.
+
+    Raises:
+        UserError: another command holds it, or nothing can be written there.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            self._file = open(folder / ".lock", "w")  # noqa: SIM115 (held as long as this lives)
+            if fcntl:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another command writes to {folder}: wait, or use another --save_dir") from error
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error}): choose another --save_dir") from error
+
+
 class RunFolder:
     """Writes a run's files.
 
     Args:
         path: the folder; made with its parents.
+        lock: of the folder, if it is held already.
         overwrite: remove the files of an earlier run (only those named in `FILES`).
         events_from: write metrics and contact sheets as TensorBoard events too, from this epoch on.
 
@@ -83,10 +112,14 @@ class RunFolder:
         UserError: the folder cannot be made.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, events_from: int | None = None):
+    def __init__(
+        self, path: Path, overwrite: bool = False, events_from: int | None = None,
+        lock: RunLock | None = None,
+    ):
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock or RunLock(path)
             for name in FILES if overwrite else ():
                 target = path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -132,12 +165,17 @@ class RunFolder:
         """Forget the lines of `epoch` and later ones, which a resumed run writes anew."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # A line cut short by a crash is of an epoch that has no checkpoint.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] < epoch]
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["epoch"] < epoch:
+                    kept.append(line)
+            except ValueError:  # cut short by a crash, in an epoch that has no checkpoint
+                break
         self._write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        checkpoint.save(state, self.path / "checkpoint.pth")
+        checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
 
     def save_student(self, content: dict[str, Any]) -> None:
         checkpoint.save(content, self.path / "student.pth")

@@ -14,7 +14,7 @@ from datafree import checkpoint, data, prepare
 from datafree.augment import Normalize
 from datafree.errors import UserError
 from datafree.penultimate import PenultimateFeatures
-from datafree.record import SAMPLES, safe_name
+from datafree.record import CHECKPOINT, SAMPLES, safe_name
 from datafree.repository import to_float
 from datafree.runs import Run
 from datafree.sample_log import SampleLog
@@ -34,28 +34,31 @@ class RunSamples:
     images: Callable[[Tensor], Tensor]  # indices to uint8 (n, 3, H, W)
 
 
+class NoSamples(UserError):
+    """A run has left no samples to be read."""
+
+
 def read_samples(run: Run) -> RunSamples:
     """From the checkpoint and the samples beside it, else from the exported repository.
 
     Raises:
-        UserError: the run has left neither, or the files are damaged.
+        NoSamples: the run has left neither, or never kept samples.
+        UserError: the files are damaged.
     """
     path = run.path
-    if (path / "checkpoint.pth").is_file():
-        return _from_checkpoint(run, checkpoint.read(path / "checkpoint.pth"))
+    if not run.stores:
+        raise NoSamples(f"{path} has no samples: {run.config['method']} keeps none without --store_samples")
+    if (path / CHECKPOINT).is_file() and (path / SAMPLES).is_file():
+        return _from_checkpoint(run, checkpoint.read(path / CHECKPOINT))
     if (path / "repository").is_dir():
         return _from_folder(run)
-    raise UserError(f"{path} has no samples: neither checkpoint.pth nor repository/ is in it")
+    raise NoSamples(f"{path} has no samples: neither {CHECKPOINT} with {SAMPLES} nor repository/ is in it")
 
 
 def _from_checkpoint(run: Run, content: Any) -> RunSamples:
     try:
         state = content["distiller"]["repository"]
         stored, serials = int(state["stored"]), state["serials"].cpu()
-        if "images" in state:
-            everything = torch.ones(len(serials), dtype=torch.bool)
-            return RunSamples(state["labels"], everything, state["features"], state["margins"],
-                              state["images"].__getitem__)  # fmt: skip
         size = int(run.config["img_size"])
         log = SampleLog(run.path / SAMPLES, (3, size, size), int(state["feature_dim"]), writable=False)
         log.truncate(stored)  # sees that they are all there

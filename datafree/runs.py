@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import models
 from datafree.errors import UserError
 from datafree.methods import METHODS
 
@@ -19,7 +20,7 @@ SETTINGS = (
     "epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "synthesis_batch_size", "lr", "momentum",
     "weight_decay", "T", "amp", "compile", "g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "is_maml",
     "reset_l0", "reset_bn", "act", "balance", "cr", "cr_T", "cmi_init", "tv", "l2", "oh_min", "oh_max",
-    "oh_step", "oh_memory_size", "images",
+    "oh_step", "oh_memory_size", "images", "pretrained", "start_epoch", "img_size", "flip", "max_samples",
 )  # fmt: skip
 
 
@@ -50,11 +51,18 @@ class Run:
         try:
             text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
             rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-        except (OSError, ValueError) as error:
+            for row in rows:
+                float(row["epoch"]), float(row["test_top1"]), sum(row["seconds"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.path} has no readable metrics ({error!r}): leave it out") from error
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
         return rows
+
+    @property
+    def stores(self) -> bool:
+        """Whether the student learned from samples that were kept."""
+        return bool(self.config.get("store_samples", self.config["method"] in METHODS))
 
     @property
     def variant(self) -> str:
@@ -105,7 +113,7 @@ def read_run(path: Path, finished: bool = True) -> Run:
         summary: dict[str, Any] = {}
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         run = Run(path, config, summary)
-        int(run.seed), str(run.dataset), run.pair, run.variant
+        _check(config)
         if finished or (path / "summary.json").is_file():
             summary.update(json.loads((path / "summary.json").read_text(encoding="utf-8")))
             float(summary["last_top1"])
@@ -113,6 +121,29 @@ def read_run(path: Path, finished: bool = True) -> Run:
         kind = "a finished run" if finished else "a run"
         raise UserError(f"{path} cannot be read as {kind} ({error!r}): leave it out") from error
     return run
+
+
+def _check(config: dict[str, Any]) -> None:
+    """See that a configuration, which may come from anywhere, is of the kinds that are relied on.
+
+    Raises:
+        TypeError: it is not.
+    """
+    kinds = {"dataset": str, "teacher": str, "student": str, "method": str, "seed": int}
+    optional = {"img_size": int, "classes": list, "mean": list, "std": list, "epochs": int,
+                "dlw_mode": str}  # fmt: skip
+    for name, kind in (kinds | {name: kind for name, kind in optional.items() if name in config}).items():
+        if not isinstance(config[name], kind):
+            raise TypeError(f"{name} is {config[name]!r}")
+    for name in ("teacher", "student"):
+        if config[name] not in models.NAMES:
+            raise TypeError(f"{name} is {config[name]!r}")
+    for name, kind in (("classes", str), ("mean", float), ("std", float)):
+        if not all(isinstance(value, kind) for value in config.get(name, [])):
+            raise TypeError(f"{name} is {config[name]!r}")
+    for name in COMPONENTS if config["method"] in METHODS else ():
+        if not isinstance(config[name], bool):
+            raise TypeError(f"{name} is {config[name]!r}")
 
 
 def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -123,14 +154,15 @@ def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:
         by_variant[run.variant].append(run)
     rows: dict[str, list[Run]] = defaultdict(list)
     for variant, members in by_variant.items():
-        differing = _differing(members)
+        names = differing(members)
         for run in members:
-            shown = ", ".join(f"{name} {run.config.get(name)}" for name in differing)
+            shown = ", ".join(f"{name} {run.config.get(name)}" for name in names)
             rows[f"{variant} ({shown})" if shown else variant].append(run)
     return dict(rows)
 
 
-def _differing(runs: list[Run]) -> list[str]:
+def differing(runs: Iterable[Run]) -> list[str]:
+    """Names of the settings in which runs on the same data and networks differ."""
     values: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for run in runs:
         for name in SETTINGS:

@@ -91,6 +91,7 @@ def train(args: argparse.Namespace, output: Path) -> None:
     Raises:
         UserError: the device or the data cannot be had, or the loss is no longer finite.
     """
+    prepare.require_one_process()
     device = prepare.choose_device(args.device, args.gpu)
     facts = prepare.data_facts(
         args.dataset, args.data_root, "train", args.mean, args.std, args.img_size, args.flip
@@ -135,6 +136,7 @@ def distill(args: argparse.Namespace) -> None:
         UserError: the device, the data or the teacher cannot be had, the run folder is taken, or the loss is
             no longer finite.
     """
+    prepare.require_one_process()
     folder = Path(args.save_dir)
     refuse_existing(folder, None, args.overwrite)
     device = prepare.choose_device(args.device, args.gpu)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +22,22 @@ from tqdm import tqdm
 
 from datafree import checkpoint, data, prepare
 from datafree.distill import Distiller, DistillSettings
-from datafree.errors import UserError
+from datafree.errors import Stopped, UserError
 from datafree.evaluate import Evaluation, evaluate
+from datafree.interrupts import Interrupts
 from datafree.methods import METHODS
 from datafree.parallel import Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import autocast, set_kernels
-from datafree.record import SAMPLES, RunFolder, environment, refuse_existing, require_tensorboard
+from datafree.record import (
+    CHECKPOINT,
+    SAMPLES,
+    RunFolder,
+    RunLock,
+    environment,
+    refuse_existing,
+    require_tensorboard,
+)
 from datafree.repository import SampleRepository
 from datafree.sample_log import SampleLog
 from datafree.streams import RandomStreams
@@ -37,6 +49,7 @@ MAY_CHANGE = {
     "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
     "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
     "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16", "tensorboard",
+    "save_every",
 }
 
 
@@ -57,8 +70,10 @@ class Session:
         self.teacher_evaluation: Evaluation | None = None
         self.device = prepare.choose_device(args.device, args.gpu)
         self.processes = Processes.started_by_torchrun(self.device)
-        if args.epochs and not args.evaluate_only and self.processes.first:
-            refuse_existing(self.folder, args.resume is not None, args.overwrite)
+        self.lock: RunLock | None = None
+        writes = args.epochs and not args.evaluate_only and self.processes.first
+        if writes and refuse_existing(self.folder, args.resume is not None, args.overwrite):
+            self.lock = RunLock(self.folder)
         if args.tensorboard:
             require_tensorboard()
         set_kernels(args.deterministic)
@@ -138,17 +153,19 @@ class Session:
             autocast(part, self.device),
         )
         feature_dim = PenultimateFeatures(self.teacher).dim
-        log = None
+        shape = (3, size, size), feature_dim, self.facts.num_classes, self.device
         if a.store_samples:
             log = SampleLog(self.folder / SAMPLES, (3, size, size), feature_dim, self.processes.first)
-        repository = SampleRepository(
-            (3, size, size), feature_dim, self.facts.num_classes, self.device, log,
-            a.repository_memory, self.processes.rank, self.processes.world_size,
-        )
+            repository = SampleRepository(
+                *shape, log, a.repository_memory, self.processes.rank, self.processes.world_size
+            )
+        else:  # of the newest batch alone, whole in every process
+            repository = SampleRepository(*shape)
         settings = DistillSettings(
             a.epochs, a.warmup, a.kd_steps, a.ep_steps, a.batch_size, a.synthesis_batch_size, a.lr,
             a.momentum, a.weight_decay, a.T, a.oh, a.dlw, a.blg, a.iho, a.dlw_mode, a.oh_min, a.oh_max,
-            a.oh_step, a.oh_memory_size, a.amp, a.compile, a.store_samples, METHODS[a.method].divergence,
+            a.oh_step, a.oh_memory_size, a.amp, a.compile, a.store_samples, a.max_samples,
+            METHODS[a.method].divergence,
         )
         return Distiller(
             self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, streams,
@@ -170,12 +187,7 @@ class Session:
         Raises:
             UserError: there is none, it is of a run with other settings, or of another folder's run.
         """
-        path = Path(self.args.resume or self.folder / "checkpoint.pth")
-        if not self.args.resume and not path.exists():
-            raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
-        if (self.folder / "checkpoint.pth").exists() and path.resolve().parent != self.folder.resolve():
-            raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
-        content = checkpoint.read(path)
+        path, content = self._find_checkpoint()
         try:
             before = {**content["identity"]}
             changed = [name for name, value in self.identity.items() if before.get(name, value) != value]
@@ -190,6 +202,26 @@ class Session:
             return Progress(**content["progress"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
+
+    def _find_checkpoint(self) -> tuple[Path, Any]:
+        """The checkpoint named, or the newest good one of the run folder, and its content."""
+        own = self.folder / CHECKPOINT
+        path = Path(self.args.resume or own)
+        if own.exists() and path.resolve().parent != self.folder.resolve():
+            raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
+        if self.args.resume:
+            return path, checkpoint.read(path)
+        before = checkpoint.previous(own)
+        if not own.exists() and not before.exists():
+            raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
+        try:
+            return own, checkpoint.read(own)
+        except UserError as error:
+            if not before.exists():
+                raise
+            content = checkpoint.read(before)
+            self.say(f"warning: {error}; continuing from the one before it, {before}", "yellow")
+            return before, content
 
     @contextmanager
     def _samples_beside(self, path: Path) -> Iterator[None]:
@@ -229,39 +261,81 @@ class Session:
         for images, _ in first_samples.batches(a.batch_size) if first_samples else ():
             distiller.store(images)
         if not self.processes.first:
-            for epoch in range(progress.epoch, a.epochs):
-                distiller.run_epoch(epoch)
-                distiller.state_dict()  # to which every process contributes
+            with Interrupts():  # which the first acts on
+                for epoch in range(progress.epoch, a.epochs):
+                    distiller.run_epoch(epoch)
+                    distiller.state_dict()  # to which every process contributes
+                    if self.processes.first_says(None):
+                        return
             self.processes.end()
             return
         run = self.run
-        before, start = progress.seconds, time.perf_counter()
         with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say) as bar:
-            while progress.epoch < a.epochs:
-                row = distiller.run_epoch(progress.epoch, bar.step)
-                run.append_metrics(row)
-                bar.epoch(row)
-                progress.add(row, before + time.perf_counter() - start)
-                if progress.epoch == a.epochs or progress.epoch % max(1, a.epochs // SHEETS) == 0:
-                    run.save_samples(progress.epoch, distiller.repository, self.facts.classes)
-                run.save_checkpoint(
-                    {
-                        "progress": asdict(progress),
-                        "identity": self.identity,
-                        "facts": self.facts.record(),
-                        "distiller": distiller.state_dict(),
-                    }
-                )
+            self._run_epochs(distiller, run, progress, bar)
         self.processes.end()
         run.save_student(self.facts.describe(a.student, self.student))
         self._finish(run, progress)
         if a.export_repository:
             run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")
 
+    def _run_epochs(
+        self, distiller: Distiller, run: RunFolder, progress: Progress, bar: ProgressBar
+    ) -> None:
+        """All epochs from `progress` on. If they are stopped, the state after the last whole epoch is saved.
+
+        Raises:
+            Stopped: by a signal.
+            UserError: a loss is no longer finite, or the disk takes no more.
+        """
+        a, alone = self.args, self.processes.world_size == 1
+        before, start = progress.seconds, time.perf_counter()
+        unsaved: dict[str, Any] | None = None
+        with Interrupts() as interrupts:
+
+            def on_step(phase: str, loss: Tensor) -> None:
+                bar.step(phase, loss)
+                if alone:  # several processes stop together, after an epoch
+                    interrupts.check()
+
+            try:
+                while progress.epoch < a.epochs:
+                    row = distiller.run_epoch(progress.epoch, on_step)
+                    run.append_metrics(row)
+                    bar.epoch(row)
+                    progress.add(row, before + time.perf_counter() - start)
+                    if progress.epoch == a.epochs or progress.epoch % max(1, a.epochs // SHEETS) == 0:
+                        run.save_samples(progress.epoch, distiller.repository, self.facts.classes)
+                    state = {
+                        "progress": asdict(progress), "identity": self.identity,
+                        "facts": self.facts.record(), "distiller": distiller.state_dict(),
+                    }  # fmt: skip
+                    if progress.epoch % a.save_every == 0 or progress.epoch == a.epochs:
+                        run.save_checkpoint(state)
+                        unsaved = None
+                    else:
+                        unsaved = copy.deepcopy(state)
+                    stop = interrupts.received is not None and progress.epoch < a.epochs
+                    if self.processes.first_says(stop):
+                        interrupts.check()
+            except (Stopped, UserError) as error:
+                if unsaved:
+                    run.save_checkpoint(unsaved)
+                if isinstance(error, UserError):
+                    raise
+                raise Stopped(f"{error}; {self._how_to_continue()}", error.status) from error
+
+    def _how_to_continue(self) -> str:
+        if not (self.folder / CHECKPOINT).exists():
+            return "no epoch was finished: start again with --overwrite"
+        words = [word for word in sys.argv if word != "--overwrite"]
+        resume = [] if self.args.resume is not None else ["--resume"]
+        return f"continue with: {shlex.join(['python', *words, *resume])}"
+
     def _open_run(self, progress: Progress) -> None:
         """Make the run folder, or go on in it."""
         a = self.args
-        run = self.run = RunFolder(self.folder, a.overwrite, progress.epoch if a.tensorboard else None)
+        events_from = progress.epoch if a.tensorboard else None
+        run = self.run = RunFolder(self.folder, a.overwrite, events_from, self.lock)
         run.log_earlier(self.said)
         flags = {name: value for name, value in vars(a).items() if name != "given"}
         facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}

@@ -1,28 +1,35 @@
 # Sourced by the table scripts, which name their rows with `row` and end with `finish`.
 #
-# Environment: DATA_ROOT (default data), SEEDS (default "0"), EXTRA (more flags for every row), RUNS (where run
-# folders go, default run), DRY_RUN=1 (print the commands only), SMOKE=1 (the same rows on digits with
-# tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
+# Environment: DATA_ROOT (default data), SEEDS (default "0"), EXTRA (more flags for every row; give other flags
+# another RUNS), RUNS (where run folders go, default run), DRY_RUN=1 (print the commands only), SMOKE=1 (the
+# same rows on digits with tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
 # Finished runs are skipped, unfinished ones continued; a failed one is listed at the end and stops no other.
+# Ctrl-C stops all.
 set -uo pipefail
+CALLED_FROM=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+absolute() { # path, as the caller means it
+    if [ "$CALLED_FROM" = "$PWD" ] || [[ $1 == /* ]]; then echo "$1"; else echo "$CALLED_FROM/$1"; fi
+}
+off() { [ "${1:-0}" = 0 ]; }
+
 TABLE=$(basename "$0" .sh)
+RUNS=${RUNS:+$(absolute "$RUNS")}
 RUNS=${RUNS:-run}
-[ -z "${SMOKE:-}" ] || TABLE=smoke-$TABLE
+DATA_ROOT=${DATA_ROOT:+$(absolute "$DATA_ROOT")}
+DATA_ROOT=${DATA_ROOT:-data}
+off "${SMOKE:-}" || TABLE=smoke-$TABLE
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python
     [ ! -x .venv/bin/python ] || PYTHON=.venv/bin/python
 fi
 FAILED=()
 
-smoke_flags() { # teacher
-    local file=$RUNS/smoke-teachers/$1.pth
-    if [ -z "${DRY_RUN:-}" ] && [ ! -e "$file" ]; then
-        "$PYTHON" train_scratch.py --dataset digits --model "$1" --epochs 0 --output "$file" >&2
+smoke_teacher() { # teacher file
+    if off "${DRY_RUN:-}" && [ ! -e "$2" ]; then
+        "$PYTHON" train_scratch.py --dataset digits --model "$1" --epochs 0 --output "$2"
     fi
-    echo --dataset digits --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1 \
-        --batch_size 8 --g_steps 1
 }
 
 row() { # name dataset teacher student [flags]
@@ -30,12 +37,19 @@ row() { # name dataset teacher student [flags]
     shift 4
     for seed in ${SEEDS:-0}; do
         local folder=$RUNS/$TABLE/$dataset-$teacher-$student-$name-seed$seed
-        # shellcheck disable=SC2206
         local command=("$PYTHON" -u bsr_main.py --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
-            --data_root "${DATA_ROOT:-data}" --seed "$seed" --save_dir "$folder" ${EXTRA:-})
-        # shellcheck disable=SC2207
-        if [ -n "${SMOKE:-}" ]; then command+=($(smoke_flags "$teacher")); else command+=(--test_teacher); fi
-        if [ -n "${DRY_RUN:-}" ]; then
+            --data_root "$DATA_ROOT" --seed "$seed" --save_dir "$folder")
+        if off "${SMOKE:-}"; then
+            command+=(--test_teacher)
+        else
+            local file=$RUNS/smoke-teachers/$teacher.pth
+            smoke_teacher "$teacher" "$file"
+            command+=(--dataset digits --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1
+                --batch_size 8 --g_steps 1)
+        fi
+        # shellcheck disable=SC2206
+        command+=(${EXTRA:-})
+        if ! off "${DRY_RUN:-}"; then
             printf '%q ' "${command[@]}"
             echo
             continue
@@ -50,7 +64,13 @@ row() { # name dataset teacher student [flags]
             command+=(--overwrite)
         fi
         echo "${command[*]}"
-        "${command[@]}" || FAILED+=("$folder")
+        local status=0
+        "${command[@]}" || status=$?
+        if [ $status = 130 ] || [ $status = 143 ]; then # stopped by the user
+            exit $status
+        elif [ $status != 0 ]; then
+            FAILED+=("$folder")
+        fi
     done
 }
 

@@ -3,7 +3,7 @@
 source "$(dirname "$0")/common.sh"
 
 teacher=$RUNS/digits-teacher.pth
-if [ -z "${DRY_RUN:-}" ] && [ ! -e "$teacher" ]; then
+if off "${DRY_RUN:-}" && off "${SMOKE:-}" && [ ! -e "$teacher" ]; then
     "$PYTHON" train_scratch.py --dataset digits --model wrn16_1 --epochs 12 --batch_size 64 --lr 0.1 --wd 5e-4 \
         --output "$teacher"
 fi
@@ -18,7 +18,7 @@ digits fast "${meta[@]}"
 digits cmi --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 20 --lr_g 5e-3 --lr_z 1e-2
 digits deepinv --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 60
 for method in dafl zskt dfq; do
-    digits $method --epochs 20 --ep_steps 60
+    digits $method --epochs 14 --ep_steps 60
 done
 digits dfad --epochs 30 --ep_steps 60 --kd_steps 10 --lr_g 5e-3
 finish

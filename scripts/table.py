@@ -23,10 +23,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bsr_main import build_parser as build_bsr_parser
+from bsr_main import resolve
 from datafree.errors import UserError, did_you_mean
 from datafree.flags import Parser, one_of
 from datafree.flags import run as run_script
-from datafree.runs import Run, find_runs, labels
+from datafree.runs import SETTINGS, Run, find_runs, labels
 
 ROOT = Path(__file__).resolve().parent.parent
 BALANCE = {  # measure: heading
@@ -54,6 +56,19 @@ class Published:
         if row not in self.figures.get(dataset, {}) or pair not in self.figures["pairs"]:
             return None
         return self.figures[dataset][row][self.figures["pairs"].index(pair)]
+
+    def text(self, run: Run) -> str:
+        """What was published for such a run; with a star if its settings are others."""
+        figure = self.of_run(run)
+        return number(figure) if figure is None or self._as_published(run) else f"{number(figure)}*"
+
+    @staticmethod
+    def _as_published(run: Run) -> bool:
+        args = build_bsr_parser().parse_args(["--method", run.config["method"]])
+        resolve(args)
+        own = {"adv", "oh_step", "oh_memory_size", "g_steps", "lr_g", "lr_z", "images", "img_size", "flip"}
+        return all(run.config.get(name, value) == value for name, value in vars(args).items()
+                   if name in SETTINGS and name not in own)  # fmt: skip
 
     def of_run(self, run: Run) -> float | None:
         """What was published for such a run, if anything was."""
@@ -88,7 +103,8 @@ class Row:
     runs: list[Run]
 
     def values(self, name: str) -> list[float]:
-        found = [run.summary.get(name) for run in self.runs]
+        """A final figure of each run that has it; balance is one of samples that are kept."""
+        found = [run.summary.get(name) for run in self.runs if run.stores or name not in BALANCE]
         return [value for value in found if value is not None]
 
 
@@ -180,10 +196,10 @@ def overview(
         cells = []
         for pair in pairs:
             row = of_pair.get(pair)
-            figure = number(published.of_run(row.runs[0])) if row else "-"
+            figure = published.text(row.runs[0]) if row else "-"
             cells.append(cell(spread(row.values("last_top1")), figure) if row else "-")
         lines.append([label, *cells])
-    caption = f"{dataset}: test accuracy in % after the last epoch [published: best over epochs]"
+    caption = f"{dataset}: test accuracy in % after the last epoch [published: best epoch; * other settings]"
     return caption, ["method", *pairs], lines
 
 
@@ -201,7 +217,7 @@ def details(
                 " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
                 spread(row.values("last_top1")),
                 spread(row.values("best_top1_chosen_on_test_data")),
-                number(published.of_run(row.runs[0])),
+                published.text(row.runs[0]),
                 *(spread(row.values(name), 3) for name in BALANCE),
                 f"{mean(minutes):.1f}" if minutes else "-",
             ]
@@ -304,6 +320,8 @@ def build_parser() -> Parser:
 
 def main() -> None:
     args = build_parser().parse_args()
+    if args.compare and args.format == "csv":
+        raise UserError("--compare is a sentence, which has no place in a CSV file: use another --format")
     runs, unfinished = find_runs(args.runs)
     for path in unfinished:
         print(f"not finished, left out: {path}", file=sys.stderr)
@@ -316,7 +334,7 @@ def main() -> None:
         tables = make_tables(rows, published, args.checkpoints)
         text = "\n".join(RENDER[args.format](*table) for table in tables)
     if args.compare:
-        text += ("\n" if args.format != "csv" else "") + compare(rows, *args.compare)
+        text += "\n" + compare(rows, *args.compare)
     if args.output:
         args.output.write_text(text, encoding="utf-8")
     else:

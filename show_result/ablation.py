@@ -74,6 +74,10 @@ def main() -> None:
         for kind in ("points", "targets", "counts")
     )
     counts = [column[:, 0].astype(int) for column in counts]
+    for tag, xy, labels, of_class in zip(tags, points, targets, counts, strict=True):
+        known = 0 <= labels.min() <= labels.max() < len(of_class)
+        if xy.shape[1] != 2 or len(xy) != len(labels) or not known:
+            raise UserError(f"the files of {tag} do not belong together: show_points_ablation.py makes them")
     classes = max(map(len, counts))
     colors = style.class_colors(classes)
 

@@ -23,15 +23,19 @@ from datafree.errors import UserError
 from datafree.iho import HomogeneityOperator
 from datafree.neighbours import SlotTable
 from datafree.record import to_pil
-from datafree.run_samples import RunSamples, read_samples
+from datafree.run_samples import NoSamples, RunSamples, read_samples
 from datafree.runs import Run
 from show_result import style
 
 MANY = 20  # classes, from which a figure shows quartiles as bands and a sheet shows some of them
 SHEET_CLASSES = 10
 SHEET_COLUMNS = 6  # samples nearest to the middle of their class, and as many farthest from it
-LOSSES = {"loss_kd": "distillation (KD)", "loss_oh": "pseudo-supervised (oh)", "loss_bn": "BatchNorm (bn)",
-          "loss_adv": "adversarial (adv)"}  # fmt: skip
+LOSSES = {
+    "loss": "loss", "loss_kd": "distillation (KD)", "loss_oh": "pseudo-supervised (oh)",
+    "loss_bn": "BatchNorm (bn)", "loss_adv": "adversarial (adv)", "loss_cr": "contrastive (cr)",
+    "loss_act": "activation (act)", "loss_balance": "class balance", "loss_tv": "total variation (tv)",
+    "loss_l2": "L2 norm",
+}  # fmt: skip
 BALANCE = {
     "count_variation": "variation of class counts", "count_entropy": "entropy of class counts",
     "lof_relative_iqr": "LOF: IQR over median", "lof_outside_share": "LOF: share outside the whiskers",
@@ -51,20 +55,24 @@ class Shown:
         """A metric by epoch, NaN where there is none."""
         return np.array([np.nan if row.get(name) is None else row[name] for row in self.run.metrics], float)
 
+    def has(self, name: str) -> bool:
+        return bool(np.isfinite(self.column(name)).any())
+
     @property
     def epochs(self) -> np.ndarray:
         return np.array([row["epoch"] + 1 for row in self.run.metrics])
 
     @property
     def classes(self) -> list[str]:
-        return self.run.config["classes"]
+        """Names as matplotlib shows them: a dollar sign begins no formula."""
+        return [name.replace("$", r"\$") for name in self.run.config["classes"]]
 
     @cached_property
     def samples(self) -> RunSamples | None:
         """None of a run that left none."""
         try:
             return read_samples(self.run)
-        except UserError:
+        except NoSamples:
             return None
 
 
@@ -72,8 +80,11 @@ def render(runs: Sequence[Run]) -> str:
     """The page as HTML text.
 
     Raises:
-        UserError: a run has no metrics yet.
+        UserError: a run has no metrics yet, or its files are damaged.
     """
+    for run in runs:
+        if not run.config.get("classes"):
+            raise UserError(f"{run.path}/config.json names no classes: leave this run out")
     style.use()
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "bsr"})
     names = unique_names(runs)
@@ -145,15 +156,19 @@ def summary_table(shown: list[Shown]) -> str:
         ("minutes", lambda one: f"{sum(sum(r['seconds'].values()) for r in one.run.metrics) / 60:.1f}"),
         ("device", lambda one: str(one.run.config.get("device"))),
     ]
-    head = "" if len(shown) == 1 else "<tr><th></th>" + "".join(
-        f"<th>{html.escape(one.name)}</th>" for one in shown
-    ) + "</tr>"  # fmt: skip
     lines = "".join(
         f"<tr><th scope=row>{html.escape(text)}</th>"
         + "".join(f"<td>{html.escape(cell(one))}</td>" for one in shown) + "</tr>"
         for text, cell in rows
     )  # fmt: skip
-    return f"<div class=scroll><table>{head}{lines}</table></div>"
+    return f"<div class=scroll><table>{head(shown)}{lines}</table></div>"
+
+
+def head(shown: list[Shown]) -> str:
+    """Which column is which run."""
+    if len(shown) == 1:
+        return ""
+    return "<tr><th></th>" + "".join(f"<th>{html.escape(one.name)}</th>" for one in shown) + "</tr>"
 
 
 def settings_table(shown: list[Shown]) -> str:
@@ -161,7 +176,7 @@ def settings_table(shown: list[Shown]) -> str:
     names = list(dict.fromkeys(name for one in shown for name in one.run.config if name != "classes"))
 
     def cells(name: str) -> list[str]:
-        return [json.dumps(one.run.config.get(name)) for one in shown]
+        return [json.dumps(one.run.config.get(name), ensure_ascii=False) for one in shown]
 
     differing = [name for name in names if len(set(cells(name))) > 1]
     ordered = differing + [name for name in names if name not in differing]
@@ -171,7 +186,7 @@ def settings_table(shown: list[Shown]) -> str:
         for name in ordered
     )  # fmt: skip
     note = f"<p>{len(differing)} settings differ (marked, first).</p>" if len(shown) > 1 else ""
-    table = f"<div class=scroll><table class=settings>{lines}</table></div>"
+    table = f"<div class=scroll><table>{head(shown)}{lines}</table></div>"
     return f"{note}<details open><summary>{len(names)} settings</summary>{table}</details>"
 
 
@@ -202,7 +217,9 @@ def accuracy_figure(shown: list[Shown]) -> Figure:
     return figure
 
 
-def alpha_figure(shown: list[Shown]) -> Figure:
+def alpha_figure(shown: list[Shown]) -> Figure | None:
+    if not any(one.has("alpha") for one in shown):
+        return None
     figure, axis = new_axis(2.2)
     for one in shown:
         alpha = one.column("alpha")
@@ -213,20 +230,24 @@ def alpha_figure(shown: list[Shown]) -> Figure:
     return figure
 
 
-def losses_figure(shown: list[Shown]) -> Figure:
-    figure, axes = plt.subplots(2, 2, figsize=(6.4, 4.0), sharex=True)
-    for axis, (name, text) in zip(axes.flat, LOSSES.items(), strict=True):
+def losses_figure(shown: list[Shown]) -> Figure | None:
+    names = [name for name in LOSSES if any(one.has(name) for one in shown)]
+    if not names:
+        return None
+    rows = -(-len(names) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(6.4, 2.0 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
         for one in shown:
             line(axis, one, one.column(name))
-        axis.set_title(text)
-    for axis in axes[1]:
-        axis.set_xlabel("epoch")
+        axis.set(title=LOSSES[name], xlabel="epoch")
     return figure
 
 
 def counts_figure(one: Shown) -> Figure | None:
-    """A heat map of the samples of each class over epochs; columns are averages where epochs are many."""
-    if "counts" not in one.run.metrics[-1]:
+    """A heat map of the samples of each class over epochs."""
+    if not all("counts" in row for row in one.run.metrics) or not one.run.stores:
         return None
     counts = np.array([row["counts"] for row in one.run.metrics], float).T
     classes = len(counts)
@@ -307,7 +328,7 @@ def factors_figure(one: Shown) -> Figure | None:
 
 
 def margin_figure(shown: list[Shown]) -> Figure | None:
-    if not any(np.isfinite(one.column("margin")).any() for one in shown):
+    if not any(one.has("margin") for one in shown):
         return None
     with_samples = [one for one in shown if one.samples is not None and one.samples.margins is not None]
     figure, axes = plt.subplots(1, 2 if with_samples else 1, figsize=(6.4, 2.5), squeeze=False)
@@ -373,7 +394,7 @@ def contact_sheet(one: Shown) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for row, label in enumerate(labels):
         top = gap + row * (side + gap)
-        draw.text((4, top + side // 2 - 6), one.classes[label][:12], fill="black")
+        draw.text((4, top + side // 2 - 6), one.run.config["classes"][label][:12], fill="black")
         members = ((samples.labels == label) & samples.kept).nonzero().squeeze(1)
         if not len(members):
             continue
@@ -419,7 +440,7 @@ def figure_html(figure: Figure | None, text: str, before: str = "") -> str:
     salt = f"f{abs(hash(text)) % 10**8}"  # the figures of a page must not share the names of their parts
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
     label = f'role="img" aria-label="{html.escape(text)}"'
-    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', label, svg, count=1)
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, svg, count=1)
     return f"<figure>{svg}<figcaption>{before}{html.escape(text)}</figcaption></figure>"
 
 

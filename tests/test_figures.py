@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,13 +16,15 @@ from PIL import Image
 from test_scripts import TINY, assert_refused, metrics, write_teacher
 from test_tables import write_run
 
+import models
 from datafree import checkpoint
+from datafree.augment import Normalize
 from datafree.record import SAMPLES
 from datafree.repository import SampleRepository
-from datafree.run_samples import network_features, read_samples
+from datafree.run_samples import read_samples
 from datafree.runs import read_run
 from datafree.sample_log import SampleLog
-from show_result import page
+from show_result import page, show_points_ablation
 from show_result.show_points_ablation import embed
 
 POINTS = "show_result/show_points_ablation.py"
@@ -79,18 +82,23 @@ def test_samples_are_read_from_checkpoints_and_from_exported_images_alike(runs, 
     assert exported.features is None
 
 
-def test_features_are_those_of_the_network_asked_for(runs):
+def test_features_are_those_of_the_network_asked_for(runs, tmp_path, monkeypatch):
     run = read_run(runs / "bsr")
-    samples, rows = read_samples(run), torch.arange(5)
-    teacher = torch.load(runs / "checkpoints/pretrained/digits_wrn16_1.pth", weights_only=True)
-    from datafree.prepare import create_network
-
-    network = create_network("wrn16_1", 10).eval()
-    network.load_state_dict(teacher)
-    again = network_features(network, run, samples, rows, torch.device("cpu"))
-    # Stored when the sample was made, from an augmented view of it.
-    assert again.shape == samples.features[rows].shape
-    assert (again - samples.features[rows]).norm() < 0.8 * again.norm()
+    samples, embedded = read_samples(run), []
+    monkeypatch.setattr(
+        show_points_ablation, "embed", lambda features, *_: embedded.append(features) or features[:, :2]
+    )
+    for network in ("student", "teacher"):
+        words = ["x", str(runs / "bsr"), "--features", network, "--output", str(tmp_path), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", words)
+        show_points_ablation.main()
+    content = torch.load(runs / "bsr/student.pth", weights_only=True)
+    student = models.create("wrn16_1", 10).eval()
+    student.load_state_dict(content["state_dict"])
+    inputs = Normalize(run.config["mean"], run.config["std"])(samples.images(torch.arange(64)) / 255)
+    logits = student.fc(torch.from_numpy(embedded[0]))
+    torch.testing.assert_close(logits, student(inputs), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(embedded[1], samples.features)
 
 
 @pytest.mark.parametrize("engine", ["openTSNE", "scikit-learn"])
@@ -126,6 +134,15 @@ def test_the_ablation_is_drawn_as_png_and_pdf(points, tmp_path):
     for name in ("ablation_points", "ablation_counts"):
         assert Image.open(tmp_path / f"{name}.png").width > 600
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_that_keeps_no_samples_has_no_points(runs):
+    words = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY, "--method", "zskt"]
+    assert run_script("bsr_main.py", *words, "--save_dir", "zskt", cwd=runs).returncode == 0
+    assert_refused(run_script(POINTS, "zskt", cwd=runs), "zskt keeps none without --store_samples")
+    text = Text(report(runs, "zskt"))
+    assert "Samples" not in text.said
+    assert "Accuracy" in text.said
 
 
 def test_the_sweep_is_drawn_with_runs_laid_over(tmp_path):
@@ -193,6 +210,7 @@ def test_a_report_of_two_runs_shows_figures_samples_and_what_differs(runs, tmp_p
     headings = {"Accuracy", "Balance over the classes", "Spread within the classes", "Samples", "Settings"}
     assert headings <= set(text.said)
     assert text.marked >= 4  # method, dlw, blg, iho
+    assert sum("BSR" not in said and said.startswith("bsr, wrn16_1 to wrn16_1") for said in text.said) >= 4
     assert all(value.startswith(("data:", "#")) for value in text.references)
     assert not re.search(r"url\((?!#)", (tmp_path / "report.html").read_text())
     assert len([value for value in text.references if value.startswith("data:image/png")]) >= 2
@@ -200,8 +218,9 @@ def test_a_report_of_two_runs_shows_figures_samples_and_what_differs(runs, tmp_p
 
 def write_shown_run(folder, classes, epochs):
     """A run with samples, as large as asked for."""
-    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu",
-              classes=[f"class {k}" for k in range(classes)])  # fmt: skip
+    # Names that would be a formula, markup or another alphabet.
+    names = [r"$\foo$", "<b>bold</b>", "données", *(f"class {k}" for k in range(3, classes))]
+    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu", classes=names)
     counts = np.random.default_rng(0).integers(0, 30, (epochs, classes))
     rows = [{"epoch": e, "alpha": 0.5 + e / 10, "test_top1": 10.0 + e, "loss_kd": None, "loss_oh": 1.0,
              "loss_bn": 1.0, "loss_adv": 0.0, "margin": 0.5, "counts": counts[e].tolist(), "repository": 5,
@@ -220,9 +239,11 @@ def write_shown_run(folder, classes, epochs):
 @pytest.mark.parametrize(("classes", "epochs"), [(10, 1), (100, 3), (1000, 2)])
 def test_reports_hold_for_few_and_many_classes_and_for_one_epoch(classes, epochs, tmp_path):
     write_shown_run(tmp_path / "run", classes, epochs)
+    write_shown_run(tmp_path / r"other\d1/run", classes, epochs)
     (tmp_path / "run/summary.json").unlink()  # not finished
-    text = Text(report(tmp_path, tmp_path / "run"))
+    text = Text(report(tmp_path, tmp_path / "run", tmp_path / r"other\d1/run"))
     assert f"{epochs} of {epochs}" in text.said
+    assert "<b>bold" not in (tmp_path / "report.html").read_text()
     assert len((tmp_path / "report.html").read_text()) < 6e6
 
 
@@ -279,12 +300,12 @@ def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     report_script = "show_result/report.py"
     for script in (POINTS, report_script):
         assert_refused(run_script(script, tmp_path, cwd=tmp_path), "cannot be read as")
-    shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin", "checkpoint*",
-                                                                                  "repository"))  # fmt: skip
+    shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin", "repository"))
     assert_refused(run_script(POINTS, "bare", cwd=tmp_path), "has no samples")
     shutil.copytree(runs / "bsr", tmp_path / "cut")
     os.truncate(tmp_path / "cut" / SAMPLES, 1000)
-    assert_refused(run_script(POINTS, "cut", cwd=tmp_path), "of the 64 samples of the checkpoint")
+    for script in (POINTS, report_script):
+        assert_refused(run_script(script, "cut", cwd=tmp_path), "of the 64 samples of the checkpoint")
     shutil.copytree(runs / "bsr", tmp_path / "other")
     write_teacher(tmp_path / "other/student.pth", "wrn40_1")
     assert_refused(run_script(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
@@ -299,4 +320,13 @@ def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,x,y\n")
     damaged = run_script("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
     assert_refused(damaged, "cannot read damaged/a_points.csv")
-    assert_refused(run_script("show_result/hyperparameters/hp.py", "nowhere", cwd=tmp_path), "no run in")
+    (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,1,2\n")
+    for name, last in (("targets", 7), ("counts", 1)):
+        (tmp_path / f"damaged/a_{name}.csv").write_text(f",0\n0,{last}\n")
+    unlike = run_script("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
+    assert_refused(unlike, "do not belong together")
+    sweep = "show_result/hyperparameters/hp.py"
+    assert_refused(run_script(sweep, "nowhere", cwd=tmp_path), "no run in")
+    for seed, epochs in ((0, 420), (1, 5)):
+        write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
+    assert_refused(run_script(sweep, "sweep", cwd=tmp_path), "differ in epochs too")

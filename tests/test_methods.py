@@ -305,25 +305,26 @@ def flags(*given):
     return args
 
 
-def distiller(args):
+def distiller(args, processes=ALONE, **changes):
     """The method of `args` on 8 x 8 images, with networks of one layer."""
     torch.manual_seed(0)
-    streams = RandomStreams(0)
+    streams = RandomStreams(0, rank=processes.rank)
     teacher, student = classifier(0).requires_grad_(False), classifier(1)
     augment = Augment(NORMALIZE, flip=True)
     synthesizer = create_synthesizer(
-        args, teacher, student, 8, augment, streams.synthesis, ALONE, nullcontext
+        args, teacher, student, 8, augment, streams.synthesis, processes, nullcontext
     )
     settings = DistillSettings(
         args.epochs, args.warmup, args.kd_steps, args.ep_steps, args.batch_size, args.synthesis_batch_size,
         args.lr, args.momentum, args.weight_decay, args.T, args.oh, args.dlw, args.blg, args.iho,
         args.dlw_mode, args.oh_min, args.oh_max, args.oh_step, args.oh_memory_size, store=args.store_samples,
-        divergence=METHODS[args.method].divergence,
+        divergence=METHODS[args.method].divergence, **changes,
     )
-    repository = SampleRepository((3, 8, 8), 192, CLASSES)
+    shard = {"rank": processes.rank, "world_size": processes.world_size} if args.store_samples else {}
+    repository = SampleRepository((3, 8, 8), 192, CLASSES, **shard)
     return Distiller(
         teacher, student, synthesizer, repository, augment, settings, streams,
-        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
+        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2), processes,
     )
 
 

@@ -86,6 +86,43 @@ def test_a_resumed_run_of_two_processes_continues_as_if_it_had_not_stopped(two_p
     assert metrics(cwd / "stopped") == metrics(cwd / "out")
 
 
+METHODS_RANK = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from datafree.methods import METHODS
+from datafree.parallel import Processes
+from test_methods import TINY, distiller, flags
+processes = Processes.started_by_torchrun(torch.device("cpu"))
+for method in METHODS:
+    for more in ((), ("--cr", "0")) if method == "cmi" else ((),):
+        made = distiller(flags("--method", method, *TINY, *more), processes)
+        rows = [made.run_epoch(epoch) for epoch in range(2)]
+        counted = sum(rows[-1]["counts"])
+        assert counted == rows[-1]["repository"] == len(made.repository.labels), method
+        states = processes.collect(dict(made.student.state_dict()))
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()), method
+        generators = processes.collect(made.synthesizer.state_dict().get("generator"))
+        if method != "cmi" and generators[0]:
+            for key, value in generators[0].items():
+                assert "running" in key or torch.equal(value, generators[1][key]), (method, key)
+processes.end()
+print("all the same")
+"""
+
+
+def test_every_method_ends_with_the_same_student_in_both_processes(tmp_path):
+    script = tmp_path / "methods.py"
+    script.write_text(METHODS_RANK.format(root=str(ROOT)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(script)], env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all the same") == 2
+
+
 def test_batches_that_cannot_be_divided_are_refused(two_processes):
     cwd, _ = two_processes
     done = torchrun(cwd, "--save_dir", "other", "--batch_size", "15")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datafree.errors import UserError
 from datafree.flags import Parser, run
-from datafree.runs import Run, find_runs
+from datafree.runs import Run, differing, find_runs
 
 FOLDER = Path(__file__).resolve().parent
 PANELS = {  # file name: name in paper_results.json, flag swept, flag held, its value
@@ -39,13 +39,23 @@ def build_parser() -> Parser:
 
 def swept(runs: list[Run], flag: str, held: str, value: float) -> list[tuple[float, float, float, int]]:
     """Value of the flag, mean of the last epoch's accuracy, its standard deviation over seeds, and how many,
-    of the runs of whole BSR in which the other flag is as given."""
-    found: dict[float, list[float]] = defaultdict(list)
-    for one in runs:
-        config = one.config
-        if one.variant == "bsr" and config.get(held) == value:
-            found[float(config[flag])].append(one.summary["last_top1"])
-    return [(x, mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for x, v in sorted(found.items())]
+    of the runs of whole BSR in which the other flag is as given.
+
+    Raises:
+        UserError: these runs differ in something else, or two are the same.
+    """
+    chosen = [one for one in runs if one.variant == "bsr" and one.config.get(held) == value]
+    others = [name for name in differing(chosen) if name != flag]
+    if others:
+        raise UserError(f"the runs differ in {', '.join(others)} too: give those that differ in {flag} alone")
+    found: dict[float, dict[int, float]] = defaultdict(dict)
+    for one in chosen:
+        of_seed = found[float(one.config[flag])]
+        if one.seed in of_seed:
+            raise UserError(f"two runs have {flag} {one.config[flag]} and seed {one.seed}: leave one out")
+        of_seed[one.seed] = one.summary["last_top1"]
+    sweep = [(x, list(of_seed.values())) for x, of_seed in sorted(found.items())]
+    return [(x, mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for x, v in sweep]
 
 
 def main() -> None:
@@ -78,6 +88,7 @@ def main() -> None:
         axis.set(title=f"{title}  ({held} {value:g})", xlabel=flag, ylabel="test accuracy, %")
         fine = "fine" in name
         overlay = [point for point in overlays[name] if not fine or x[0] <= point[0] <= x[-1]]
+        (args.output / f"{name}_runs.csv").unlink(missing_ok=True)  # of an earlier call
         if overlay:
             write_csv(args.output / f"{name}_runs.csv", "value,mean,std,seeds", overlay)
             same = places == {PUBLISHED_ON}

@@ -1,0 +1,146 @@
+"""Kill a run at random moments, continue it each time, and see that it ends as one that was never stopped.
+
+    python tests/soak.py [--kills 25] [--seed 0]     (make soak)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MOMENTS = ("at random", "inside a save", "between phases")
+
+
+def command(teacher: Path, folder: Path, epochs: int, *more: str) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "bsr_main.py"), "--dataset", "digits", "--teacher", "wrn16_1",
+        "--teacher_ckpt", str(teacher), "--student", "mobilenetv2", "--device", "cpu",
+        "--epochs", str(epochs), "--warmup", "2",
+        "--kd_steps", "2", "--ep_steps", "4", "--batch_size", "32", "--g_steps", "2", "--save_every", "2",
+        "--save_dir", str(folder), *more,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(moment: str, folder: Path, process: subprocess.Popen, rng: random.Random) -> None:
+    """Return when the run has come to the moment, or to its end."""
+    deadline = time.monotonic() + rng.uniform(2, 9)
+    temporary, metrics = folder / "checkpoint.pth.tmp", folder / "metrics.jsonl"
+    size = metrics.stat().st_size if metrics.exists() else 0
+    while process.poll() is None:
+        if moment == "inside a save" and temporary.exists():
+            return
+        if moment == "between phases" and metrics.exists() and metrics.stat().st_size != size:
+            return
+        if moment == "at random" and time.monotonic() > deadline:
+            return
+        time.sleep(0.0005)
+
+
+def soak(
+    teacher: Path, work: Path, epochs: int, kills: int, seed: int, say: Callable[[str], None] = print
+) -> None:
+    """Raises:
+    AssertionError: the continued run differs from the uninterrupted one, or would not go on.
+    """
+    whole, broken = work / "whole", work / "broken"
+    done = start(command(teacher, whole, epochs))
+    assert done.wait() == 0, done.stderr.read()
+    rng = random.Random(seed)
+    killed = 0
+    while True:
+        more = []
+        if (broken / "checkpoint.pth").exists() or (broken / "checkpoint.previous.pth").exists():
+            more = ["--resume"]
+        elif broken.exists():
+            more = ["--overwrite"]
+        process = start(command(teacher, broken, epochs, *more))
+        if killed < kills:
+            moment = MOMENTS[killed % len(MOMENTS)]
+            wait_for(moment, broken, process, rng)
+        if killed < kills and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            metrics = broken / "metrics.jsonl"
+            epoch = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+            say(f"killed {killed} of {kills}, {moment}, in epoch {epoch + 1}")
+            continue
+        assert process.wait() == 0, process.stderr.read()
+        break
+    assert killed == kills, f"the run was over after {killed} kills: give it more epochs"
+    compare(whole, broken)
+    say(f"killed {killed} times: student, samples and metrics are the uninterrupted run's, bit for bit")
+
+
+def compare(whole: Path, broken: Path) -> None:
+    import torch
+
+    from datafree import checkpoint
+
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+        for text in ((folder / "metrics.jsonl").read_text() for folder in (whole, broken))
+    ]
+    assert rows[0] == rows[1]
+    assert (whole / "samples.bin").read_bytes() == (broken / "samples.bin").read_bytes()
+    students = [torch.load(folder / "student.pth", weights_only=True) for folder in (whole, broken)]
+    states = [checkpoint.read(folder / "checkpoint.pth")["distiller"] for folder in (whole, broken)]
+    assert torch.equal(*(state["repository"]["serials"] for state in states))
+    for key, value in students[0]["state_dict"].items():
+        assert torch.equal(value, students[1]["state_dict"][key]), key
+    for part in ("optimizer", "synthesizer", "streams", "dlw", "blg"):
+        assert same(*(state[part] for state in states)), part
+
+
+def same(a: object, b: object) -> bool:
+    import torch
+
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Path(folder) / "teacher.pth"
+        words = ["--dataset", "digits", "--model", "wrn16_1", "--epochs", "0", "--output", str(teacher)]
+        train = [sys.executable, str(ROOT / "train_scratch.py"), *words]
+        subprocess.run(train, env=environment(), check=True)
+        start_time = time.monotonic()
+        soak(teacher, Path(folder), args.epochs, args.kills, args.seed)
+        print(f"{time.monotonic() - start_time:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
