@@ -118,6 +118,12 @@ class BNStatistics:
         return {"average": self._average}
 
     def load_state_dict(self, state: dict) -> None:
+        """Raises:
+        ValueError: the averages are not those of this network's layers.
+        """
+        for index, pair in state["average"].items():
+            if [value.shape for value in pair] != [self.layers[index].running_mean.shape] * 2:
+                raise ValueError(f"the average of BatchNorm layer {index} is not of its shape")
         self._average = {
             index: tuple(value.to(self.layers[index].running_mean) for value in pair)
             for index, pair in state["average"].items()

@@ -221,5 +221,48 @@ def load_network(network: nn.Module, state: Mapping[str, Tensor], path: Path, na
     network.load_state_dict(state, strict=False)
 
 
+def require_like(state: Any, fresh: Any, name: str) -> None:
+    """See that a saved state is of the make of a fresh one: the same keys and types, tensors of the same
+    shape and dtype. Lists may differ in length.
+
+    Raises:
+        ValueError: it is not; the message names the entry.
+    """
+    number = (int, float)
+    if isinstance(fresh, Mapping):
+        if not isinstance(state, Mapping) or state.keys() != fresh.keys():
+            raise ValueError(f"{name} has other entries")
+        for key, value in fresh.items():
+            require_like(state[key], value, f"{name}.{key}")
+    elif isinstance(fresh, Tensor):
+        if not isinstance(state, Tensor) or (state.shape, state.dtype) != (fresh.shape, fresh.dtype):
+            raise ValueError(f"{name} is no tensor of its shape")
+    elif isinstance(fresh, (list, tuple)):
+        if not isinstance(state, (list, tuple)) or not all(isinstance(value, number) for value in state):
+            raise ValueError(f"{name} is no list of numbers")
+    elif isinstance(fresh, number) and not isinstance(fresh, bool):
+        if not isinstance(state, number):
+            raise ValueError(f"{name} is no number")
+    elif type(state) is not type(fresh):
+        raise ValueError(f"{name} is of another type")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load an optimizer's state, whole or not at all.
+
+    Raises:
+        ValueError: it is of other parameters.
+        KeyError, TypeError: it is no optimizer's state.
+    """
+    require_like(state["param_groups"][0], optimizer.state_dict()["param_groups"][0], "param_groups")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            shape = () if name == "step" else parameters[index].shape
+            if value is not None and not (isinstance(value, Tensor) and value.shape == shape):
+                raise ValueError(f"{name} of parameter {index} is not of its shape")
+    optimizer.load_state_dict(state)
+
+
 def _first(keys: list[str]) -> str:
     return ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")

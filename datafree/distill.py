@@ -15,6 +15,7 @@ from datafree import losses
 from datafree.augment import Augment
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator
+from datafree.checkpoint import load_optimizer, require_like
 from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation
@@ -310,16 +311,29 @@ class Distiller:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Take the place of the distiller that gave `state`.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: it is none's of these settings.
+        """
+        for name, part in (("scheduler", self.scheduler), ("scaler", self.scaler), ("dlw", self.dlw),
+                           ("blg", self.blg)):  # fmt: skip
+            require_like(state[name], part.state_dict(), name)
+        own = state["streams"][self.processes.rank]
+        require_like(own, self.streams.state_dict(), "streams")
         self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         self.synthesizer.load_state_dict(state["synthesizer"])
         self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
-        self.evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
-        self.streams.load_state_dict(state["streams"][self.processes.rank])
+        evaluation = state["evaluation"]
+        if evaluation is not None:
+            require_like(evaluation, asdict(Evaluation(0.0, 0.0, 0.0, 0, 0)), "evaluation")
+        self.evaluation = Evaluation(**evaluation) if evaluation else None
+        self.streams.load_state_dict(own)
         # Last: it forgets what was stored since, for which there must be no doubt about the rest.
         self.repository.load_state_dict(state["repository"])
 

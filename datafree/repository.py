@@ -214,9 +214,15 @@ class SampleRepository:
 
         Raises:
             UserError: the log lacks some of them.
+            ValueError: the state makes no sense.
         """
+        serials, stored = state["serials"].to(self.device), state["stored"]
+        if serials.dim() != 1 or serials.dtype != torch.long or type(stored) is not int:
+            raise ValueError("serials are no list of numbers")
+        ends = (0, *serials[:1].tolist(), *serials[-1:].tolist(), stored)
+        if list(ends) != sorted(ends) or stored in serials or not (serials.diff() > 0).all():
+            raise ValueError("serials are not of samples stored")
         self._clear()
-        serials = state["serials"].to(self.device)
         if self.log:
             self.log.truncate(state["stored"])
             start = 0

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.augment import Augment
+from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
@@ -164,9 +165,11 @@ class CMISynthesizer(GuidedSynthesizer):
 
     def load_state_dict(self, state: dict) -> None:
         self.head.load_state_dict(state["head"])
-        self.head_optimizer.load_state_dict(state["head_optimizer"])
+        load_optimizer(self.head_optimizer, state["head_optimizer"])
+        if state["bank"].shape[1:] != self.bank.shape[1:]:
+            raise ValueError("the bank is of another network")
         self.bank = state["bank"].to(self.bank)
-        self.calls = state["calls"]
+        self.calls = int(state["calls"])
 
 
 class ViewDescription:

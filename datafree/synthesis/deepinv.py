@@ -134,4 +134,4 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
         return {"calls": self.calls}
 
     def load_state_dict(self, state: dict) -> None:
-        self.calls = state["calls"]
+        self.calls = int(state["calls"])

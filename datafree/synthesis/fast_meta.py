@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
+from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
@@ -147,9 +148,9 @@ class FastMetaSynthesizer(GuidedSynthesizer):
 
     def load_state_dict(self, state: dict) -> None:
         self.generator.load_state_dict(state["generator"])
-        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
+        load_optimizer(self.meta_optimizer, state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
-        self.calls = state["calls"]
+        self.calls = int(state["calls"])
 
 
 def _add_gradients(target: nn.Module, source: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.augment import Augment
+from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
@@ -136,5 +137,5 @@ class GenerativeSynthesizer(GuidedSynthesizer):
 
     def load_state_dict(self, state: dict) -> None:
         self.generator.load_state_dict(state["generator"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.calls = state["calls"]
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.calls = int(state["calls"])
