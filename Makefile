@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	    --seed $(SEED) --save_dir $(DEMO)/student --overwrite
 
 test: $(INSTALLED)
-	$(PY) -m pytest -q tests
+	$(PY) -m pytest -q -n 2 --dist loadfile tests
 
 figures: $(INSTALLED)
 	$(PY) show_result/ablation.py

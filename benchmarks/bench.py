@@ -277,8 +277,12 @@ def bench_epoch(table: Table, folder: Path, samples: tuple[torch.Tensor, ...]) -
     table.times("  ... with --compile", compiled, other, 2.5, True)
 
 
-def bench_growth(table: Table) -> None:
-    distillers = [make_distiller("resnet20", "wrn16_1", count, 128, 5, 20) for count in (100_000, 5_000)]
+def bench_growth(table: Table, folder: Path) -> None:
+    distillers = [
+        make_distiller("resnet20", "wrn16_1", count, 128, 5, 20, folder / f"samples-{count}.bin")
+        for count in (100_000, 5_000)
+    ]
+    saves = []
     seconds: tuple[list[float], list[float]] = ([], [])
     iho: tuple[list[float], list[float]] = ([], [])
     for epoch in range(6):
@@ -288,8 +292,12 @@ def bench_growth(table: Table) -> None:
             if epoch:
                 kept.append(time.perf_counter() - start - row["seconds"]["iho"])
                 own.append(row["seconds"]["iho"])
+        start = time.perf_counter()
+        checkpoint.save(distillers[0].state_dict(), folder / "checkpoint.pth", keep_previous=True)
+        saves.append(time.perf_counter() - start)
     table.times("epoch outside IHO, 100,000 samples against 5,000", *seconds, 1.05, False)
     table.times("  ... IHO itself (64 features), 100,000 against 5,000", *iho, None, False)
+    table.times("a checkpoint at 100,000 samples, against an epoch", saves, seconds[0], 0.02, False)
 
 
 def bench_memory(table: Table) -> None:
@@ -325,7 +333,8 @@ def main() -> None:
     if wanted("iho"):
         bench_iho(table)
     if wanted("growth"):
-        bench_growth(table)
+        with tempfile.TemporaryDirectory() as folder:
+            bench_growth(table, Path(folder))
     if wanted("batches") or wanted("epoch"):
         with tempfile.TemporaryDirectory() as folder:
             samples = noise_samples(50_000, 1)

@@ -132,8 +132,10 @@ class Distiller:
             with self._phase("synthesis"):
                 targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
                 new = self._synthesize(targets, alpha, on_step)
-                for term, values in reversed(new.steps.items()):  # the total, their sum, comes last
-                    self._require_finite(values, epoch, "synthesis", term, "--lr_g")
+                # The first step that went wrong tells why; the total, which comes first, is the terms' sum.
+                for step in zip(*reversed(new.steps.values()), strict=True):
+                    terms = dict(zip(reversed(new.steps), step, strict=True))
+                    self._require_finite(terms, epoch, "synthesis", "--lr_g")
                 if not s.store:
                     self._remove_oldest(len(self.repository))
                 self.repository.add(new.images, new.labels, new.features, new.margins)
@@ -164,7 +166,7 @@ class Distiller:
             with self._phase("kd"):
                 kd_loss, skipped = self._distill(on_step)
                 overflows += skipped
-                self._require_finite([kd_loss], epoch, "distillation", "kd", "--lr")
+                self._require_finite({"kd": kd_loss}, epoch, "distillation", "--lr")
 
         # 6. Evaluate; step the schedule.
         with self._phase("evaluation"):
@@ -271,8 +273,8 @@ class Distiller:
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     @staticmethod
-    def _require_finite(values: list[float], epoch: int, phase: str, term: str, flag: str) -> None:
-        for value in values:
+    def _require_finite(terms: dict[str, float], epoch: int, phase: str, flag: str) -> None:
+        for term, value in terms.items():
             if not math.isfinite(value):
                 raise UserError(
                     f"in the {phase} of epoch {epoch + 1} the loss term {term} is {value}: try a lower {flag}"

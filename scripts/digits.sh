@@ -17,8 +17,8 @@ digits fast_meta "${meta[@]}"
 digits fast "${meta[@]}"
 digits cmi --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 20 --lr_g 5e-3 --lr_z 1e-2
 digits deepinv --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 60
-for method in dafl zskt dfq; do
-    digits $method --epochs 14 --ep_steps 60
-done
+digits dafl --epochs 20 --ep_steps 60
+digits zskt --epochs 20 --ep_steps 60
+digits dfq --epochs 14 --ep_steps 60
 digits dfad --epochs 30 --ep_steps 60 --kd_steps 10 --lr_g 5e-3
 finish

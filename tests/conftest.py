@@ -1,4 +1,4 @@
-"""Two threads and the project's folders on the path, for every test; how to run a script."""
+"""Two threads in all and the project's folders on the path, for every test; how to run a script."""
 
 import os
 import subprocess
@@ -13,7 +13,11 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-torch.set_num_threads(2)
+# Of two pytest workers each takes one.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
@@ -24,5 +28,5 @@ def rng():
 def run_script(name: str, *args: object, cwd: Path, timeout: float = 300, **environment: str):
     """A script of the project as a user runs it; the finished process with its output as text."""
     command = [sys.executable, str(ROOT / name), *map(str, args)]
-    env = {**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", **environment}
+    env = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)

@@ -34,7 +34,7 @@ def command(teacher: Path, folder: Path, epochs: int, *more: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def start(words: list[str]) -> subprocess.Popen:

@@ -23,7 +23,7 @@ ROWS = {"bsr": 12, "baselines": 40, "ablation": 39, "ohs": 28, "digits": 9}
 def table_script(name, **environment):
     done = subprocess.run(
         ["bash", str(ROOT / f"scripts/{name}.sh")],
-        env={**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={**os.environ, **environment},
         capture_output=True, text=True, timeout=400,
     )
     return done
