@@ -69,7 +69,7 @@ class Table:
         met = bar is None or (result >= bar if at_least else result <= bar)
         self.rows.append({"what": what, "result": result, "bar": bar, "met": met, **figures})
         wanted = "" if bar is None else f"{'>=' if at_least else '<='} {bar}{'' if met else '  MISSED'}"
-        print(f"{what:68} {ours:>24} {other:>26} {result:8.2f}  {wanted}", flush=True)
+        print(f"{what:68} {ours:>24} {other:>26} {result:8.3g}  {wanted}", flush=True)
 
 
 def seconds_text(seconds: list[float]) -> str:
