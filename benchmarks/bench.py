@@ -32,7 +32,7 @@ from benchmarks import obvious
 from datafree import checkpoint
 from datafree.augment import Augment, Normalize
 from datafree.datasets import NORMALIZATIONS
-from datafree.distill import Distiller, DistillSettings
+from datafree.distiller import Distiller, DistillSettings
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
 from datafree.penultimate import PenultimateFeatures

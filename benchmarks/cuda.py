@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from datafree.augment import Augment, Normalize
 from datafree.datasets import NORMALIZATIONS
-from datafree.distill import Distiller, DistillSettings
+from datafree.distiller import Distiller, DistillSettings
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
 from datafree.precision import autocast, set_kernels

@@ -23,6 +23,10 @@ class Normalize:
         self._mean = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
 
+    @property
+    def channels(self) -> int:
+        return self._mean.numel()
+
     def __call__(self, images: Tensor, inplace: bool = False) -> Tensor:
         if self._mean.device != images.device:
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)

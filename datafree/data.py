@@ -39,6 +39,16 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def for_channels(self, channels: int) -> ImageSet:
+        """The same images, in grey for 1 channel."""
+        if channels == 3:
+            return self
+
+        def read(indices: Tensor) -> Tensor:
+            return self.read(indices).float().mean(1, keepdim=True).round().to(torch.uint8)
+
+        return ImageSet(read, self.labels, self.classes)
+
     def batches(
         self, batch_size: int, order: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -174,6 +184,17 @@ def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
     if not files:
         raise UserError(f"{folder} has no images in it: name a folder that has")
     return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
+
+
+def load_labelled(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
+    """Images in one folder a class.
+
+    Raises:
+        UserError: there are fewer than two, or no images, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder of images at {folder}: check the path")
+    return _image_folder(folder, img_size, workers)
 
 
 def find_split(dataset: str, split: str, root: Path) -> Path:

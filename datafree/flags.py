@@ -101,6 +101,27 @@ def one_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
+def is_foreign(name: str) -> bool:
+    """Whether a network is none of this project's: `timm:NAME`, `torchvision:NAME`, `file.py:factory`."""
+    return ":" in name
+
+
+def network_name(known: Sequence[str]) -> Callable[[str], str]:
+    """A type that takes one of this project's networks, or one of others."""
+    own = one_of("network", known)
+
+    def parse(text: str) -> str:
+        if not is_foreign(text):
+            return own(text)
+        source, _, name = text.rpartition(":")
+        if not name or not (source in ("timm", "torchvision") or source.endswith(".py")):
+            kinds = "timm:NAME, torchvision:NAME, file.py:factory"
+            raise argparse.ArgumentTypeError(f"{text} is none of {kinds}")
+        return text
+
+    return parse
+
+
 def add_device_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gpu", type=non_negative_int, help="number of the GPU to use")
     group.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")

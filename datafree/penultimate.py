@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+
+from datafree.errors import UserError, did_you_mean
 
 
 class PenultimateFeatures:
-    """Reads the input of a network's last `nn.Linear`, in the order of its modules.
+    """Reads what goes into a network's classifier: the layer that `find_layer` finds.
+
+    Args:
+        network: the classifier.
+        layer: name of the layer, as in `named_modules`.
+        images: to find it by a forward pass; without them it is the last `nn.Linear` in the order of
+            the modules.
 
     Raises:
-        ValueError: the network has no linear layer.
+        UserError: there is no such layer.
     """
 
-    def __init__(self, network: nn.Module):
-        linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-        if not linear:
-            raise ValueError(f"{type(network).__name__} has no linear layer to take features from")
-        self.layer = linear[-1]
-        self.dim = self.layer.in_features
+    def __init__(self, network: nn.Module, layer: str | None = None, images: Tensor | None = None):
+        self.layer = find_layer(network, layer, images)
+        self.dim = getattr(self.layer, "in_features", 0)
         self.value: Tensor | None = None
+        if images is not None:
+            with torch.no_grad(), self.capture():
+                network(images)
+            self.dim = self.value.shape[1]
 
     @contextmanager
     def capture(self) -> Iterator[None]:
@@ -29,10 +39,44 @@ class PenultimateFeatures:
         their gradient."""
 
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.value = inputs[0]
+            self.value = inputs[0].flatten(1)
 
         handle = self.layer.register_forward_pre_hook(hook)
         try:
             yield
         finally:
             handle.remove()
+
+
+def find_layer(network: nn.Module, name: str | None = None, images: Tensor | None = None) -> nn.Module:
+    """The layer whose input are the features: the one named, or else the last linear one that a forward
+    pass of `images` uses (the last there is, without images).
+
+    Raises:
+        UserError: there is none.
+    """
+    modules = dict(network.named_modules())
+    if name is not None:
+        if name not in modules:
+            hint = did_you_mean(name, modules)
+            raise UserError(f"--feature_layer {name}: {type(network).__name__} has no such layer{hint}")
+        return modules[name]
+    linear = [layer for layer in modules.values() if isinstance(layer, nn.Linear)]
+    if images is not None:
+        used: list[nn.Module] = []
+        handles = [
+            layer.register_forward_pre_hook(lambda layer, _inputs: used.append(layer)) for layer in linear
+        ]
+        try:
+            with torch.no_grad():
+                network(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        linear = used
+    if not linear:
+        raise UserError(
+            f"{type(network).__name__} has no linear layer to take features from: name the layer whose input "
+            "they are with --feature_layer"
+        )
+    return linear[-1]

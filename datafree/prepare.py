@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import models
-from datafree import checkpoint, data
+from datafree import checkpoint, data, networks
 from datafree.augment import Augment, Normalize
 from datafree.datasets import NORMALIZATIONS, SPECS
 from datafree.errors import UserError, did_you_mean
+from datafree.flags import is_foreign
 
 PRETRAINED = Path("checkpoints/pretrained")
 
@@ -71,6 +71,17 @@ class DataFacts:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> DataFacts:
+        """The same for images of another number of channels: one grey channel has the means of three."""
+        if channels == self.channels:
+            return self
+        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
+        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     @property
     def normalize(self) -> Normalize:
@@ -132,8 +143,42 @@ def data_facts(
     return DataFacts(dataset, classes, img_size, chosen_mean, chosen_std, flip)
 
 
+def facts_without_data(
+    mean: str | None, std: str | None, img_size: int | None, flip: bool | None, teacher: nn.Module,
+    channels: int, recorded: Mapping[str, Any],
+) -> tuple[DataFacts, list[str]]:
+    """What `--dataset none` knows: from the flags, else what the teacher's checkpoint records, else what the
+    teacher itself says; the class count is that of its logits. With warnings of what was assumed.
+
+    Raises:
+        UserError: the image size is nowhere to be found, or the teacher does not take such images.
+    """
+    own = {**networks.own_settings(teacher), **recorded}
+    img_size = img_size or own.get("img_size")
+    if img_size is None:
+        raise UserError("the teacher does not say how large its images are: give --img_size")
+    if img_size % 4 or img_size < 8:
+        raise UserError(f"images of {img_size} pixels: --img_size must be a multiple of 4, 8 or more")
+    if mean in NORMALIZATIONS and std is None:
+        std = mean
+    chosen_mean = _channels("--mean", mean, 0) or own.get("mean")
+    chosen_std = _channels("--std", std, 1) or own.get("std")
+    warnings = []
+    if chosen_mean is None or chosen_std is None:
+        warnings.append("no --mean and --std: the teacher's input is taken to be normalised to -1 .. 1")
+        chosen_mean, chosen_std = (0.5,) * channels, (0.5,) * channels
+    if min(chosen_std) <= 0:
+        raise UserError(f"--std {std} has a value that is not above 0")
+    device = next(teacher.parameters()).device
+    found = networks.examine(teacher, "--teacher", channels, img_size, device)
+    classes = tuple(str(label) for label in range(found.num_classes))
+    facts = DataFacts("none", classes, img_size, tuple(chosen_mean), tuple(chosen_std),
+                      own.get("flip", True) if flip is None else flip)  # fmt: skip
+    return facts.for_channels(channels), warnings
+
+
 def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:
-    """Three numbers from `"0.5,0.5,0.5"` or a dataset's name."""
+    """One number a channel from `"0.5,0.5,0.5"`, or those of a dataset by its name."""
     if text is None:
         return None
     if text in NORMALIZATIONS:
@@ -143,31 +188,29 @@ def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | No
     except ValueError:
         hint = did_you_mean(text, NORMALIZATIONS) or f" (names: {' '.join(NORMALIZATIONS)})"
         raise UserError(f"{flag} {text} is neither three numbers nor a known name{hint}") from None
-    if len(values) != 3 or not all(abs(value) < 1e6 for value in values):
-        raise UserError(f"{flag} needs three finite numbers separated by commas, not {text}")
+    if len(values) not in (1, 3) or not all(abs(value) < 1e6 for value in values):
+        raise UserError(f"{flag} needs three finite numbers separated by commas (one for grey), not {text}")
     return values
 
 
 def create_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """A fresh network of `models` in channels-last layout, in which convolutions are fastest.
+    """A fresh network, see `networks.build`.
 
     Raises:
         UserError: `pretrained` weights do not exist or cannot be fetched.
     """
-    try:
-        network = models.create(name, num_classes, pretrained)
-    except (ValueError, OSError) as error:
-        raise UserError(f"--pretrained: {error}") from error
-    return network.to(memory_format=torch.channels_last)
+    return networks.build(name, "--model", num_classes, pretrained=pretrained)
 
 
-def read_teacher(dataset: str, arch: str, path: str | None) -> tuple[Path, dict[str, Any]]:
+def read_teacher(dataset: str, arch: str, path: str | None) -> tuple[Path | None, Any]:
     """Where the teacher's checkpoint lies, and its content: at `path`, by default where
-    `train_scratch.py` puts it.
+    `train_scratch.py` puts it. A network of a file, or of timm, may have its weights without one.
 
     Raises:
         UserError: it is missing or damaged.
     """
+    if path is None and is_foreign(arch):
+        return None, None
     file = Path(path) if path else PRETRAINED / f"{dataset}_{arch}.pth"
     if path is None and not file.is_file():
         raise UserError(
@@ -191,22 +234,44 @@ def recorded_facts(content: Any) -> dict[str, Any]:
         facts["flip"] = content["flip"]
     for name in ("mean", "std"):
         values = content.get(name)
-        if isinstance(values, list) and len(values) == 3 and all(isinstance(v, float) for v in values):
+        if isinstance(values, list) and len(values) in (1, 3) and all(isinstance(v, float) for v in values):
             facts[name] = tuple(values)
     return facts
 
 
-def load_teacher(arch: str, num_classes: int, file: Path, content: Any, device: torch.device) -> nn.Module:
+def load_teacher(
+    arch: str, num_classes: int | None, file: Path | None, content: Any, device: torch.device,
+    channels: int | None = None, arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """The teacher, frozen and in eval mode, on the device.
 
+    Args:
+        arch: see `networks.build`.
+        num_classes: None where the checkpoint, or the network itself, is to tell.
+        file, content: its checkpoint; None for a network that has its weights already.
+        channels: of its images, where it lets itself be told.
+        arguments: for networks that are not this project's.
+
     Raises:
-        UserError: the checkpoint is of another network.
+        UserError: the network cannot be made, or the checkpoint is of another one.
     """
+    state = None if file is None else checkpoint.state_dict_of(content, file)
+    if num_classes is None and state:
+        num_classes = _classes_in(content, state)
     with torch.random.fork_rng(devices=[]):  # its random start is overwritten, and must not move others
-        teacher = create_network(arch, num_classes)
-    state = checkpoint.state_dict_of(content, file)
-    checkpoint.load_network(teacher, state, file, f"{arch} with {num_classes} classes")
+        teacher = networks.build(arch, "--teacher", num_classes, channels or 3, arguments)
+    if state:
+        of = "" if num_classes is None else f" with {num_classes} classes"
+        checkpoint.load_network(teacher, state, file, arch + of)
     return teacher.to(device).eval().requires_grad_(False)
+
+
+def _classes_in(content: Any, state: Mapping[str, torch.Tensor]) -> int | None:
+    """How many classes a checkpoint is of: what it records, else the rows of its last matrix."""
+    if isinstance(content, Mapping) and isinstance(content.get("classes"), list):
+        return len(content["classes"])
+    matrices = [value for value in state.values() if value.dim() == 2]
+    return len(matrices[-1]) if matrices else None
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -211,7 +211,8 @@ def safe_name(name: str) -> str:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """uint8 (3, H, W) on the CPU as a PIL image."""
+    """uint8 (3, H, W), or (1, H, W) for grey, on the CPU as a PIL image in RGB."""
+    image = image.expand(3, -1, -1)
     return Image.fromarray(np.ascontiguousarray(rearrange(image, "c h w -> h w c").numpy()))
 
 

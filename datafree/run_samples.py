@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datafree import checkpoint, data, prepare
+from datafree import checkpoint, data, networks
 from datafree.augment import Normalize
 from datafree.errors import UserError
 from datafree.penultimate import PenultimateFeatures
@@ -59,8 +59,8 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
     try:
         state = content["distiller"]["repository"]
         stored, serials = int(state["stored"]), state["serials"].cpu()
-        size = int(run.config["img_size"])
-        log = SampleLog(run.path / SAMPLES, (3, size, size), int(state["feature_dim"]), writable=False)
+        size, channels = int(run.config["img_size"]), len(run.config["mean"])
+        log = SampleLog(run.path / SAMPLES, (channels, size, size), int(state["feature_dim"]), writable=False)
         log.truncate(stored)  # sees that they are all there
         records = np.memmap(log.path, log.record, "r", shape=(stored,))
         labels, features, margins = (
@@ -95,15 +95,26 @@ def _from_folder(run: Run) -> RunSamples:
     return RunSamples(torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, images)
 
 
-def load_student(run: Run, device: torch.device) -> nn.Module:
+def load_student(run: Run, device: torch.device, source: str | None = None) -> nn.Module:
     """The student that a run has trained, in eval mode.
+
+    Args:
+        run: a finished run.
+        device: where the student goes.
+        source: `file.py:factory` of a student that is defined in a file. The one that the run names is not
+            run, since a run folder may come from anywhere.
 
     Raises:
         UserError: there is none, or it is of another architecture than the run's.
     """
-    path = run.path / "student.pth"
+    path, config = run.path / "student.pth", run.config
+    arch = source or config["student"]
+    if source is None and ".py:" in arch:
+        raise UserError(f"{run.path} has a student of a file, which is not run unasked: add --student {arch}")
     content = checkpoint.read(path)
-    student = prepare.create_network(run.config["student"], len(run.config["classes"]))
+    arguments = networks.parse_arguments(config.get("student_args"), "--student_args")
+    channels = len(config["mean"])
+    student = networks.build(arch, "--student", len(config["classes"]), channels, arguments)
     name = f"{run.config['student']} with {len(run.config['classes'])} classes"
     checkpoint.load_network(student, checkpoint.state_dict_of(content, path), path, name)
     return student.to(device).eval()

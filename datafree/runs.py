@@ -12,6 +12,7 @@ from typing import Any
 
 import models
 from datafree.errors import UserError
+from datafree.flags import is_foreign
 from datafree.methods import METHODS
 
 COMPONENTS = ("dlw", "blg", "iho")
@@ -136,7 +137,7 @@ def _check(config: dict[str, Any]) -> None:
         if not isinstance(config[name], kind):
             raise TypeError(f"{name} is {config[name]!r}")
     for name in ("teacher", "student"):
-        if config[name] not in models.NAMES:
+        if config[name] not in models.NAMES and not is_foreign(config[name]):
             raise TypeError(f"{name} is {config[name]!r}")
     for name, kind in (("classes", str), ("mean", float), ("std", float)):
         if not all(isinstance(value, kind) for value in config.get(name, [])):

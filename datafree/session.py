@@ -20,15 +20,15 @@ from termcolor import colored
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datafree import checkpoint, data, prepare
-from datafree.distill import Distiller, DistillSettings
+from datafree import checkpoint, data, networks, prepare
+from datafree.assemble import make_distiller
+from datafree.distiller import Distiller, DistillSettings
 from datafree.errors import Stopped, UserError
 from datafree.evaluate import Evaluation, evaluate
 from datafree.interrupts import Interrupts
 from datafree.methods import METHODS
 from datafree.parallel import Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import autocast, set_kernels
+from datafree.precision import set_kernels
 from datafree.record import (
     CHECKPOINT,
     SAMPLES,
@@ -38,10 +38,6 @@ from datafree.record import (
     refuse_existing,
     require_tensorboard,
 )
-from datafree.repository import SampleRepository
-from datafree.sample_log import SampleLog
-from datafree.streams import RandomStreams
-from datafree.synthesis.create import create_synthesizer
 
 SHEETS = 10  # contact sheets written in the course of a run
 # Flags that a resumed run may be given otherwise than the run it continues.
@@ -77,38 +73,104 @@ class Session:
         if args.tensorboard:
             require_tensorboard()
         set_kernels(args.deterministic)
-        if args.evaluate_only:
-            file = Path(args.resume) if args.resume else self.folder / "student.pth"
-            content = checkpoint.read(file)
+        self.teacher_file: Path | None = None
+        if args.evaluate_only and args.dataset != "none":  # for which the teacher need not be there
+            self.facts = prepare.data_facts(
+                args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip,
+                prepare.recorded_facts(checkpoint.read(self._student_file())),
+            )
         else:
-            file, content = prepare.read_teacher(args.dataset, args.teacher, args.teacher_ckpt)
-        self.facts = prepare.data_facts(
-            args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip,
-            prepare.recorded_facts(content),
-        )
-        self.source = file, content
+            self.teacher, self.facts = self._load_teacher()
         torch.manual_seed(args.seed)
-        student = prepare.create_network(args.student, self.facts.num_classes, args.pretrained)
+        arguments = networks.parse_arguments(args.student_args, "--student_args")
+        student = networks.build(
+            args.student, "--student", self.facts.num_classes, self.facts.channels, arguments, args.pretrained
+        )
         self.student = student.to(self.device)
+        if not args.evaluate_only:
+            self._introduce()
+
+    def _student_file(self) -> Path:
+        return Path(self.args.resume) if self.args.resume else self.folder / "student.pth"
 
     @cached_property
     def teacher(self) -> nn.Module:
-        file, content = self.source
-        if self.args.evaluate_only:
-            file, content = prepare.read_teacher(self.args.dataset, self.args.teacher, self.args.teacher_ckpt)
-        return prepare.load_teacher(
-            self.args.teacher, self.facts.num_classes, file, content, self.device
+        return self._load_teacher()[0]
+
+    def _load_teacher(self) -> tuple[nn.Module, prepare.DataFacts]:
+        """The teacher, and what is known of the data without an image of them."""
+        a = self.args
+        file, content = prepare.read_teacher(a.dataset, a.teacher, a.teacher_ckpt)
+        self.teacher_file, recorded = file, prepare.recorded_facts(content)
+        arguments = networks.parse_arguments(a.teacher_args, "--teacher_args")
+        if a.dataset != "none":
+            facts = prepare.data_facts(
+                a.dataset, a.data_root, "test", a.mean, a.std, a.img_size, a.flip, recorded
+            )
+            teacher = prepare.load_teacher(
+                a.teacher, facts.num_classes, file, content, self.device, a.channels, arguments
+            )
+            return teacher, facts.for_channels(a.channels or networks.input_channels(teacher))
+        teacher = prepare.load_teacher(a.teacher, None, file, content, self.device, a.channels, arguments)
+        channels = a.channels or networks.input_channels(teacher)
+        facts, warnings = prepare.facts_without_data(
+            a.mean, a.std, a.img_size, a.flip, teacher, channels, recorded
         )
+        for warning in warnings:
+            self.say(f"warning: {warning}", "yellow")
+        return teacher, facts
+
+    def _introduce(self) -> None:
+        """See that both networks take such images and know the same classes, and say what they are.
+
+        Raises:
+            UserError: one does not.
+        """
+        a, facts = self.args, self.facts
+        with torch.random.fork_rng(devices=[]):
+            found = {
+                name: networks.examine(network, f"--{name} {arch}", facts.channels, facts.img_size,
+                                       self.device, layer)
+                for name, network, arch, layer in (
+                    ("teacher", self.teacher, a.teacher, a.feature_layer),
+                    ("student", self.student, a.student, None),
+                )
+            }  # fmt: skip
+        for name, known in found.items():
+            if known.num_classes != facts.num_classes:
+                raise UserError(
+                    f"--{name} {getattr(a, name)} gives {known.num_classes} classes, not "
+                    f"{facts.num_classes}: give it as many"
+                )
+            self.say(f"{name} {getattr(a, name)}: {known}")
+        if not found["teacher"].bn_layers and "bn" in METHODS[a.method].takes:
+            self.say(
+                "warning: the teacher has no BatchNorm statistics to match, so --bn has no effect: samples "
+                "will be less like what it was trained on, and the student weaker", "yellow",
+            )  # fmt: skip
 
     @cached_property
     def test_images(self) -> data.ImageSet:
         a = self.args
         if not self.processes.first:
             self.processes.wait()  # until the first has downloaded what is to be
-        images = data.load(a.dataset, "test", a.data_root, self.facts.img_size, a.download, a.workers)
+        if a.dataset == "none":
+            images = data.load_labelled(Path(a.eval_folder), self.facts.img_size, a.workers)
+            if len(images.classes) != self.facts.num_classes:
+                raise UserError(
+                    f"{a.eval_folder} has {len(images.classes)} class folders, and the teacher "
+                    f"{self.facts.num_classes} classes: one folder each, in the teacher's order by name"
+                )
+        else:
+            images = data.load(a.dataset, "test", a.data_root, self.facts.img_size, a.download, a.workers)
         if self.processes.first:
             self.processes.wait()
-        return images
+        return images.for_channels(self.facts.channels)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are real images to test on."""
+        return self.args.dataset != "none" or self.args.eval_folder is not None
 
     def say(self, text: str, color: str | None = None) -> None:
         if self.run:
@@ -131,7 +193,8 @@ class Session:
         Raises:
             UserError: it is of another network.
         """
-        path, content = self.source
+        path = self._student_file()
+        content = checkpoint.read(path)
         if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
             content = {"state_dict": content["distiller"].get("student")}
         name = f"{self.args.student} with {self.facts.num_classes} classes"
@@ -146,30 +209,9 @@ class Session:
                     f"--{flag} {value} cannot be divided among {self.processes.world_size} processes: "
                     "choose a multiple, 2 images or more for each"
                 )
-        streams = RandomStreams(a.seed, self.device, self.processes.rank)
-        part = a.amp if a.amp != "fp16" else "off"  # a synthesis has no scaler that saves small gradients
-        synthesizer = create_synthesizer(
-            a, self.teacher, self.student, size, self.facts.augment, streams.synthesis, self.processes,
-            autocast(part, self.device),
-        )
-        feature_dim = PenultimateFeatures(self.teacher).dim
-        shape = (3, size, size), feature_dim, self.facts.num_classes, self.device
-        if a.store_samples:
-            log = SampleLog(self.folder / SAMPLES, (3, size, size), feature_dim, self.processes.first)
-            repository = SampleRepository(
-                *shape, log, a.repository_memory, self.processes.rank, self.processes.world_size
-            )
-        else:  # of the newest batch alone, whole in every process
-            repository = SampleRepository(*shape)
-        settings = DistillSettings(
-            a.epochs, a.warmup, a.kd_steps, a.ep_steps, a.batch_size, a.synthesis_batch_size, a.lr,
-            a.momentum, a.weight_decay, a.T, a.oh, a.dlw, a.blg, a.iho, a.dlw_mode, a.oh_min, a.oh_max,
-            a.oh_step, a.oh_memory_size, a.amp, a.compile, a.store_samples, a.max_samples,
-            METHODS[a.method].divergence,
-        )
-        return Distiller(
-            self.teacher, self.student, synthesizer, repository, self.facts.augment, settings, streams,
-            self.score, self.processes,
+        return make_distiller(
+            a, self.teacher, self.student, size, self.facts.num_classes, self.facts.augment, self.device,
+            self.score if self.has_images else None, self.processes, self.folder,
         )
 
     @cached_property
@@ -245,7 +287,8 @@ class Session:
         distiller = self._build_distiller()
         if not self.processes.first:  # all have built the same, and draw differently (dropout) from here on
             torch.manual_seed(a.seed + self.processes.rank)
-        self.facts = replace(self.facts, classes=tuple(self.test_images.classes))
+        if self.has_images:
+            self.facts = replace(self.facts, classes=tuple(self.test_images.classes))
         first_samples = None
         if a.cmi_init and a.method == "cmi" and a.resume is None:
             first_samples = data.load_folder(Path(a.cmi_init), self.facts.img_size, a.workers)
@@ -254,7 +297,8 @@ class Session:
         else:
             progress = Progress(a.start_epoch)
             distiller.skip_to(a.start_epoch)
-            distiller.evaluation = self.score(self.student)  # also shows that the test images can be read
+            if self.has_images:  # also shows that they can be read
+                distiller.evaluation = self.score(self.student)
         if self.processes.first:
             self._open_run(progress)
         self.processes.wait()  # until there is a folder to log samples in
@@ -270,10 +314,11 @@ class Session:
             self.processes.end()
             return
         run = self.run
-        with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say) as bar:
+        judged = "test" if self.has_images else "agreement"
+        with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say, judged) as bar:
             self._run_epochs(distiller, run, progress, bar)
         self.processes.end()
-        run.save_student(self.facts.describe(a.student, self.student))
+        run.save_student({**self.facts.describe(a.student, self.student), "arch_args": a.student_args})
         self._finish(run, progress)
         if a.export_repository:
             run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")
@@ -338,8 +383,10 @@ class Session:
         run = self.run = RunFolder(self.folder, a.overwrite, events_from, self.lock)
         run.log_earlier(self.said)
         flags = {name: value for name, value in vars(a).items() if name != "given"}
+        judged = {"judged_by": "accuracy" if self.has_images else "agreement"}
         facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
-        run.write_json("config.json", {**flags, "teacher_ckpt": str(self.source[0]), **facts})
+        file = self.teacher_file and str(self.teacher_file)
+        run.write_json("config.json", {**flags, "teacher_ckpt": file, **judged, **facts})
         run.truncate_metrics(progress.epoch)
         run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 
@@ -361,8 +408,13 @@ class Session:
         best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
         if teacher:
             run.log(f"teacher                              {teacher}")
-        run.log(f"student, last epoch                  {row['test_top1']:.2f} %", "green")
-        run.log(f"student, best (chosen on test data)  {best}")
+        if not self.has_images:
+            run.log("There are no real images: what follows is agreement with the teacher on synthetic "
+                    "samples held out from training, which is not accuracy.", "yellow")  # fmt: skip
+        what = "student" if self.has_images else "agreement"
+        run.log(f"{what + ', last epoch':36} {row['test_top1']:.2f} %", "green")
+        if self.has_images:
+            run.log(f"student, best (chosen on test data)  {best}")
         run.log(f"balance                              {balance_text(row)}")
         run.log(f"samples by class                     {run.path}/images/epoch-{progress.epoch:04d}.png")
 
@@ -403,11 +455,11 @@ def balance_text(row: dict[str, Any]) -> str:
 class ProgressBar:
     """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal."""
 
-    def __init__(self, settings: DistillSettings, epoch: int, print_freq: int, say: Any):
+    def __init__(self, settings: DistillSettings, epoch: int, print_freq: int, say: Any, judged: str):
         s = settings
         warmup_epochs = max(0, s.warmup - epoch)  # a step of the bar each
         total = warmup_epochs + (s.epochs - epoch - warmup_epochs) * s.rounds * s.kd_steps
-        self.settings, self.print_freq, self.say = s, print_freq, say
+        self.settings, self.print_freq, self.say, self.judged = s, print_freq, say, judged
         self.kd_steps = 0
         self.bar = tqdm(total=total, unit="step", disable=None, dynamic_ncols=True, smoothing=0.05)
 
@@ -435,8 +487,8 @@ class ProgressBar:
             self.bar.update()
             text += "warm-up  "
         else:
-            text += f"kd {row['loss_kd']:.3f}  test {row['test_top1']:.2f} %  "
+            text += f"kd {row['loss_kd']:.3f}  {self.judged} {row['test_top1']:.2f} %  "
         text += f"samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
         loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
-        self.bar.set_postfix_str(f"{loss}test {row['test_top1']:.2f} %")
+        self.bar.set_postfix_str(f"{loss}{self.judged} {row['test_top1']:.2f} %")
         self.say(text)

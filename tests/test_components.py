@@ -493,7 +493,7 @@ def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):
     with features.capture():
         logits = network(images)
     torch.testing.assert_close(network[-1](features.value), logits)
-    with pytest.raises(ValueError, match="no linear layer"):
+    with pytest.raises(UserError, match="no linear layer"):
         PenultimateFeatures(nn.Conv2d(3, 3, 1))
 
 

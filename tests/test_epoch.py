@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from datafree.augment import Augment, Normalize
-from datafree.distill import Distiller, DistillSettings
+from datafree.distiller import Distiller, DistillSettings
 from datafree.evaluate import Evaluation
 from datafree.repository import SampleRepository
 from datafree.streams import RandomStreams

@@ -10,7 +10,7 @@ from datafree import losses
 from datafree.augment import Normalize
 from datafree.blg import label_probabilities
 from datafree.datasets import NORMALIZATIONS
-from datafree.distill import Distiller, DistillSettings
+from datafree.distiller import Distiller, DistillSettings
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
 from datafree.neighbours import SlotTable

@@ -11,7 +11,7 @@ from torch import nn
 import bsr_main
 from datafree import losses
 from datafree.augment import Augment, Normalize
-from datafree.distill import Distiller, DistillSettings
+from datafree.distiller import Distiller, DistillSettings
 from datafree.evaluate import Evaluation
 from datafree.methods import METHODS
 from datafree.parallel import ALONE

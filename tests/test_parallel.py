@@ -21,7 +21,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 import torch, bsr_main
 from datafree.session import Session
-from datafree.distill import Distiller
+from datafree.distiller import Distiller
 run_epoch = Distiller.run_epoch
 def run_epoch_unless_stopped(self, epoch, *args):
     if str(epoch) == os.environ.get("STOP"):

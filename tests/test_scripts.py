@@ -132,7 +132,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
     stopper = tmp_path / "stop.py"
     stopper.write_text(
         "import runpy, sys\n"
-        "from datafree.distill import Distiller\n"
+        "from datafree.distiller import Distiller\n"
         "original = Distiller.run_epoch\n"
         "def run_epoch(self, epoch, *args):\n"
         "    if epoch == 2:\n"

@@ -82,17 +82,19 @@ class GuidedSynthesizer(Synthesizer):
         rng: source of everything random, on the device of the networks.
         processes: among which batches are divided.
         autocast: makes the context in which the networks run forwards.
+        features: of the teacher; found by the order of its modules where they are not given.
         bn_momentum: of the statistics, see `BNStatistics`.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, augment: AugmentFunction, rng: torch.Generator,
-        processes: Processes = ALONE, autocast: Autocast = nullcontext, bn_momentum: float = 0.0,
+        processes: Processes = ALONE, autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None, bn_momentum: float = 0.0,
     ):
         self.teacher, self.student, self.augment, self.rng = teacher, student, augment, rng
         self.processes, self.autocast = processes, autocast
         self.statistics = BNStatistics(teacher, bn_momentum)
-        self.features = PenultimateFeatures(teacher)
+        self.features = features or PenultimateFeatures(teacher)
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.rng, device=self.rng.device)

@@ -15,6 +15,7 @@ from datafree import losses
 from datafree.augment import Augment
 from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
     GuidedSynthesizer,
@@ -63,7 +64,8 @@ class CMISynthesizer(GuidedSynthesizer):
     every checkpoint: up to 40,960 rows, 220 MB for wrn40_2; `--save_every` makes these fewer.
 
     Args:
-        teacher, student, augment, rng, processes, autocast: see `GuidedSynthesizer`; `augment` makes
+        teacher, student, augment, rng, processes, autocast, features: see
+            `GuidedSynthesizer`; `augment` makes
             the global views.
         generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
         settings: weights, learning rates, steps.
@@ -72,15 +74,15 @@ class CMISynthesizer(GuidedSynthesizer):
     def __init__(
         self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: Augment,
         settings: CMISettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
+        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
     ):
-        super().__init__(teacher, student, augment, rng, processes, autocast)
+        super().__init__(teacher, student, augment, rng, processes, autocast, features)
         self.generator, self.settings = generator, settings
         self.local_augment = Augment(augment.normalize, augment.flip, LOCAL_SCALE)
         self.description = ViewDescription(teacher)
         device = rng.device
         with torch.no_grad(), self.description.capture():
-            teacher(torch.zeros(1, 3, generator.img_size, generator.img_size, device=device))
+            teacher(augment.normalize(generator.eval()(torch.zeros(1, generator.nz, device=device))))
         dim = self.description.value().shape[1]
         self.head = nn.Sequential(
             nn.Linear(dim, HEAD_DIM), nn.ReLU(inplace=True), nn.Linear(HEAD_DIM, HEAD_DIM)

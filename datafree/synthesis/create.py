@@ -10,6 +10,7 @@ from torch import nn
 from datafree.augment import Augment
 from datafree.methods import METHODS
 from datafree.parallel import Processes
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast
 from datafree.synthesis.base import Synthesizer
 from datafree.synthesis.cmi import CMISettings, CMISynthesizer
@@ -24,17 +25,18 @@ LATENT = {"dafl": 512, "zskt": 512}  # values of a latent code; 256 for the othe
 def create_synthesizer(
     args: argparse.Namespace, teacher: nn.Module, student: nn.Module, img_size: int, augment: Augment,
     rng: torch.Generator, processes: Processes, autocast: Autocast,
+    features: PenultimateFeatures | None = None, channels: int = 3,
 ) -> Synthesizer:
     """The synthesizer of `args.method`, with the settings in `args` (flags of `bsr_main.py`, resolved); its
     generator is initialised by torch's global random state."""
     a = args
-    common = rng, processes, autocast
+    common = rng, processes, autocast, features
     if a.method == "deepinv":
         settings = DeepInversionSettings(a.g_steps, a.lr_g, a.bn, a.adv, a.tv, a.l2)
         return DeepInversionSynthesizer(
-            teacher, student, (3, img_size, img_size), augment, settings, *common
+            teacher, student, (channels, img_size, img_size), augment, settings, *common
         )
-    generator = Generator(nz=LATENT.get(a.method, 256), ngf=64, img_size=img_size)
+    generator = Generator(LATENT.get(a.method, 256), 64, img_size, channels)
     generator = generator.to(rng.device, memory_format=torch.channels_last)
     networks = teacher, student, generator, augment
     if a.method == "cmi":

@@ -14,6 +14,7 @@ from datafree import losses
 from datafree.augment import Augment
 from datafree.bn_statistics import BNStatistics
 from datafree.parallel import ALONE, Processes
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast
 from datafree.synthesis.base import (
     GuidedSynthesizer,
@@ -54,7 +55,8 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
     the priors' weights are the paper's for CIFAR-10 (section 4.1), where the paper takes other norms.
 
     Args:
-        teacher, student, augment, rng, processes, autocast: see `GuidedSynthesizer`; `augment` makes
+        teacher, student, augment, rng, processes, autocast, features: see
+            `GuidedSynthesizer`; `augment` makes
             the view by which finished images are labelled.
         image_shape: (C, H, W).
         settings: weights, learning rate, steps.
@@ -63,13 +65,13 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
     def __init__(
         self, teacher: nn.Module, student: nn.Module, image_shape: tuple[int, int, int], augment: Augment,
         settings: DeepInversionSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
+        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
     ):
-        super().__init__(teacher, student, augment, rng, processes, autocast)
+        super().__init__(teacher, student, augment, rng, processes, autocast, features)
         self.image_shape, self.settings, self.flip = image_shape, settings, augment.flip
         self.normalize = augment.normalize
         self.student_statistics = BNStatistics(student)
-        black, white = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+        black, white = torch.zeros(1, image_shape[0], 1, 1), torch.ones(1, image_shape[0], 1, 1)
         self.low, self.high = (self.normalize(image.to(rng.device)) for image in (black, white))
 
     def synthesize(

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from datafree import losses
 from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
     AugmentFunction,
@@ -53,7 +54,7 @@ class FastMetaSynthesizer(GuidedSynthesizer):
     clone (Reptile). Without `meta` there is no clone: what the steps of a call do to the generator stays.
 
     Args:
-        teacher, student, augment, rng, processes, autocast: see `GuidedSynthesizer`.
+        teacher, student, augment, rng, processes, autocast, features: see `GuidedSynthesizer`.
         generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
         settings: weights, learning rates, steps.
     """
@@ -61,9 +62,11 @@ class FastMetaSynthesizer(GuidedSynthesizer):
     def __init__(
         self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: AugmentFunction,
         settings: FastMetaSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
+        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
     ):
-        super().__init__(teacher, student, augment, rng, processes, autocast, settings.bn_momentum)
+        super().__init__(
+            teacher, student, augment, rng, processes, autocast, features, settings.bn_momentum
+        )
         self.generator, self.settings = generator, settings
         self.meta_optimizer = torch.optim.Adam(
             generator.parameters(), lr=settings.lr_g * settings.steps, betas=ADAM_BETAS

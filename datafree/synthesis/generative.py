@@ -13,6 +13,7 @@ from datafree import losses
 from datafree.augment import Augment
 from datafree.checkpoint import load_optimizer
 from datafree.parallel import ALONE, Processes
+from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
     GuidedSynthesizer,
@@ -64,7 +65,8 @@ class GenerativeSynthesizer(GuidedSynthesizer):
     some later implementations put it in eval mode then. No image is augmented.
 
     Args:
-        teacher, student, augment, rng, processes, autocast: see `GuidedSynthesizer`; of `augment` only the
+        teacher, student, augment, rng, processes, autocast, features: see
+            `GuidedSynthesizer`; of `augment` only the
             normalisation is used.
         generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
         settings: weights, learning rate, steps.
@@ -73,10 +75,12 @@ class GenerativeSynthesizer(GuidedSynthesizer):
     def __init__(
         self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: Augment,
         settings: GenerativeSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
+        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
     ):
         plain = augment.normalize
-        super().__init__(teacher, student, lambda images, _rng: plain(images), rng, processes, autocast)
+        super().__init__(
+            teacher, student, lambda images, _rng: plain(images), rng, processes, autocast, features
+        )
         self.generator, self.settings = generator, settings
         self.optimizer = torch.optim.Adam(generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
 

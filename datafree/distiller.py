@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses
+from datafree.agreement import HeldOut
 from datafree.augment import Augment
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator
@@ -21,7 +22,6 @@ from datafree.errors import UserError
 from datafree.evaluate import Evaluation
 from datafree.iho import HomogeneityOperator
 from datafree.parallel import ALONE, Processes, batch_statistics
-from datafree.penultimate import PenultimateFeatures
 from datafree.precision import at_least_single, autocast
 from datafree.repository import SampleRepository, to_float, to_uint8
 from datafree.streams import RandomStreams
@@ -79,15 +79,17 @@ class Distiller:
         streams: sources of everything random; the synthesizer draws from `streams.synthesis`.
         evaluate: scores the student on test images.
         processes: among which the batches of synthesis and distillation are divided.
+        held_out: keeps some of the samples from training, to judge the student by.
     """
 
     def __init__(
         self, teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer,
         repository: SampleRepository, augment: Augment, settings: DistillSettings,
         streams: RandomStreams, evaluate: Callable[[nn.Module], Evaluation],
-        processes: Processes = ALONE,
+        processes: Processes = ALONE, held_out: HeldOut | None = None,
     ):
         s = settings
+        self.held_out = held_out
         self.teacher, self.student, self.synthesizer = teacher, student, synthesizer
         self.repository, self.augment, self.settings = repository, augment, settings
         self.streams, self.evaluate, self.processes = streams, evaluate, processes
@@ -136,6 +138,8 @@ class Distiller:
                 for step in zip(*reversed(new.steps.values()), strict=True):
                     terms = dict(zip(reversed(new.steps), step, strict=True))
                     self._require_finite(terms, epoch, "synthesis", "--lr_g")
+                if self.held_out:
+                    new = self.held_out.take(new)
                 if not s.store:
                     self._remove_oldest(len(self.repository))
                 self.repository.add(new.images, new.labels, new.features, new.margins)
@@ -170,7 +174,8 @@ class Distiller:
 
         # 6. Evaluate; step the schedule.
         with self._phase("evaluation"):
-            if self.evaluation is None or not warming_up:  # the warm-up leaves the student as it was
+            # The warm-up leaves the student as it was, but not the samples held out.
+            if self.evaluation is None or not warming_up or self.held_out:
                 self.evaluation = self.processes.first_says(
                     self.evaluate(self.student) if self.processes.first else None
                 )
@@ -283,7 +288,7 @@ class Distiller:
     @torch.no_grad()
     def store(self, images: Tensor) -> None:
         """Put uint8 images (N, 3, H, W) from elsewhere into the repository, with the teacher's labels."""
-        seen = PenultimateFeatures(self.teacher)
+        seen = self.synthesizer.features
         inputs = self.augment.normalize(to_float(images.to(self.streams.device)))
         with seen.capture():
             top = self.teacher(inputs).softmax(1).topk(2)
@@ -309,6 +314,7 @@ class Distiller:
             "dlw": self.dlw.state_dict(),
             "blg": self.blg.state_dict(),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "held_out": self.held_out.state_dict() if self.held_out else None,
             "streams": self.processes.collect(self.streams.state_dict()),
         }
 
@@ -331,6 +337,8 @@ class Distiller:
         self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
+        if self.held_out:
+            self.held_out.load_state_dict(state["held_out"])
         evaluation = state["evaluation"]
         if evaluation is not None:
             require_like(evaluation, asdict(Evaluation(0.0, 0.0, 0.0, 0, 0)), "evaluation")
