@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.errors import UserError
+from datafree.errors import Damaged, UserError
 
 try:
     import resource
@@ -26,11 +26,11 @@ except ImportError:  # not a Unix: memory is not bounded while a file is read
 SHOWN = 3  # keys or shapes that an error message names
 SEAL = b"\nsha256:"  # at the end of a file, before the digest of all that comes before it
 SEAL_LENGTH = len(SEAL) + hashlib.sha256().digest_size
+DTYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.uint8, torch.bool,
+}  # fmt: skip
 SPARE_MEMORY = 1 << 30  # bytes that reading a file may take beside a few times its size
-
-
-class Damaged(UserError):
-    """A checkpoint file is not what was once written."""
 
 
 def save(content: Any, path: Path, keep_previous: bool = False) -> None:
@@ -159,6 +159,8 @@ def _refuse_virtual_tensors(content: Any, size: int, path: Path) -> None:
     while waiting:
         value = waiting.pop()
         if isinstance(value, Tensor):
+            if value.is_nested or value.is_meta or value.is_quantized or value.dtype not in DTYPES:
+                raise UserError(f"cannot load {path}: it holds a tensor of an odd kind; save plain ones")
             if value.layout != torch.strided or value.numel() * value.element_size() > size:
                 raise UserError(f"cannot load {path}: a tensor in it is larger than the file; save it anew")
         elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
@@ -247,6 +249,11 @@ def require_like(state: Any, fresh: Any, name: str) -> None:
         raise ValueError(f"{name} is of another type")
 
 
+def list_of(value: Any) -> Any:
+    """Tuples as lists."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Load an optimizer's state, whole or not at all.
 
@@ -254,9 +261,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
         ValueError: it is of other parameters.
         KeyError, TypeError: it is no optimizer's state.
     """
-    require_like(state["param_groups"][0], optimizer.state_dict()["param_groups"][0], "param_groups")
+    fresh = optimizer.state_dict()["param_groups"]
+    require_like(dict(enumerate(state["param_groups"])), dict(enumerate(fresh)), "param_groups")
+    for group, own in zip(state["param_groups"], fresh, strict=True):
+        for name, value in own.items():
+            if name not in ("lr", "initial_lr") and list_of(group[name]) != list_of(value):
+                raise ValueError(f"{name} of the optimizer is another")
+    adam = {"step", "exp_avg", "exp_avg_sq"}
+    kept = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else adam
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state["state"].items():
+        if set(values) != kept:
+            raise ValueError(f"the state of parameter {index} is no such optimizer's")
         for name, value in values.items():
             shape = () if name == "step" else parameters[index].shape
             if value is not None and not (isinstance(value, Tensor) and value.shape == shape):

@@ -112,6 +112,7 @@ class Distiller:
             self._forward = [torch.compile(network) for network in self._forward]
         self.evaluation: Evaluation | None = None
         self._seconds: dict[str, float] = {}
+        self._overflows = torch.zeros((), device=streams.device)
 
     def run_epoch(self, epoch: int, on_step: OnStep = ignore_step) -> dict:
         """Epoch `epoch`, counted from 0; returns its line of `metrics.jsonl`, in which losses and spread
@@ -138,6 +139,9 @@ class Distiller:
                 for step in zip(*reversed(new.steps.values()), strict=True):
                     terms = dict(zip(reversed(new.steps), step, strict=True))
                     self._require_finite(terms, epoch, "synthesis", "--lr_g")
+                self._require_finite_weights(
+                    getattr(self.synthesizer, "generator", None), epoch, "synthesis", "--lr_g"
+                )
                 if self.held_out:
                     new = self.held_out.take(new)
                 if not s.store:
@@ -169,6 +173,7 @@ class Distiller:
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
                 kd_loss, skipped = self._distill(on_step)
+                self._require_finite_weights(self.student, epoch, "distillation", "--lr")
                 overflows += skipped
                 self._require_finite({"kd": kd_loss}, epoch, "distillation", "--lr")
 
@@ -191,8 +196,8 @@ class Distiller:
             "loss_kd": _finite(kd_loss),
             "kd_overflows": overflows,
             "test_top1": self.evaluation.top1,
-            "test_top5": self.evaluation.top5,
-            "test_loss": self.evaluation.loss,
+            "test_top5": _finite(self.evaluation.top5),
+            "test_loss": _finite(self.evaluation.loss),
             "repository": len(self.repository),
             "added": added,
             "removed": removed,
@@ -230,16 +235,17 @@ class Distiller:
         s, rng = self.settings, self.streams.distillation
         self.student.train()
         total = torch.zeros(2, device=rng.device)  # losses, and how many there are
+        self._overflows = torch.zeros((), device=rng.device)
         batch_size = s.batch_size // self.processes.world_size
         for inputs in self._inputs(batch_size):
             loss = self.kd_step(inputs)
             pair = torch.stack([loss, torch.ones_like(loss)])
-            # The scaler skips steps that overflow in half precision; they are no sign of divergence.
+            # Steps that overflow in half precision are skipped; they are no sign of divergence.
             total += torch.where(loss.isfinite(), pair, 0) if s.amp == "fp16" else pair
             on_step("kd", loss)
         self.processes.average([total, *batch_statistics(self.student)])
         losses_sum, count = total.tolist()
-        return losses_sum / count if count else math.nan, s.kd_steps - round(count)
+        return losses_sum / count if count else math.nan, int(self._overflows)
 
     def _inputs(self, batch_size: int) -> Iterator[Tensor]:
         """`kd_steps` batches as the networks see them: of stored samples, augmented, or of fresh ones."""
@@ -265,7 +271,11 @@ class Distiller:
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
+        scale = getattr(self.scaler, "_scale", None)  # asking for it publicly would wait for the device
+        before = None if scale is None else scale.clone()
         self.scaler.update()
+        if before is not None:  # it falls after a step that overflowed and was skipped
+            self._overflows += (self.scaler._scale < before).float().squeeze()
         return loss.detach()
 
     @contextmanager
@@ -294,6 +304,14 @@ class Distiller:
             top = self.teacher(inputs).softmax(1).topk(2)
         margins = top.values[:, 0] - top.values[:, 1]
         self.repository.add(images, top.indices[:, 0], seen.value, margins)
+
+    @staticmethod
+    def _require_finite_weights(network: nn.Module | None, epoch: int, phase: str, flag: str) -> None:
+        """A last step can ruin what the losses before it do not show."""
+        if network and not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
+            raise UserError(
+                f"in the {phase} of epoch {epoch + 1} the weights are no longer finite: try a lower {flag}"
+            )
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedules as if the epochs before `epoch` had been run (`--start_epoch`)."""
@@ -329,6 +347,9 @@ class Distiller:
             require_like(state[name], part.state_dict(), name)
         own = state["streams"][self.processes.rank]
         require_like(own, self.streams.state_dict(), "streams")
+        for name in ("T_max", "eta_min", "base_lrs"):
+            if state["scheduler"][name] != self.scheduler.state_dict()[name]:
+                raise ValueError(f"{name} of the schedule is another")
         self.student.load_state_dict(state["student"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -10,6 +10,10 @@ class UserError(Exception):
     """One line: what is wrong and what to do. Scripts print it and exit with status 2."""
 
 
+class Damaged(UserError):
+    """A file is not what was once written."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`", did you mean wrn16_1?"` when a known name is close to `name`, else an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

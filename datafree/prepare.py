@@ -18,6 +18,7 @@ from datafree.datasets import NORMALIZATIONS, SPECS
 from datafree.errors import UserError, did_you_mean
 from datafree.flags import is_foreign
 
+MAX_SIZE = 2048  # pixels a side, of a recorded image size
 PRETRAINED = Path("checkpoints/pretrained")
 
 
@@ -228,13 +229,15 @@ def recorded_facts(content: Any) -> dict[str, Any]:
     if isinstance(content.get("facts"), Mapping):
         content = content["facts"]
     facts: dict[str, Any] = {}
-    if isinstance(content.get("img_size"), int):
+    if isinstance(content.get("img_size"), int) and 8 <= content["img_size"] <= MAX_SIZE:
         facts["img_size"] = content["img_size"]
     if isinstance(content.get("flip"), bool):
         facts["flip"] = content["flip"]
     for name in ("mean", "std"):
         values = content.get(name)
-        if isinstance(values, list) and len(values) in (1, 3) and all(isinstance(v, float) for v in values):
+        known = isinstance(values, list) and len(values) in (1, 3)
+        low = 0.0 if name == "std" else -1e6  # also what is not a number fails
+        if known and all(isinstance(v, float) and low < v < 1e6 for v in values):
             facts[name] = tuple(values)
     return facts
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -36,11 +37,13 @@ try:
 except ImportError:  # not a Unix: nothing keeps two commands from writing to one folder
     fcntl = None
 
+LOCK = ".lock"
 CHECKPOINT = "checkpoint.pth"
+ASIDE = "checkpoint.aside.pth"  # a newest checkpoint that could not be continued from
 MARKS = ("config.json", "metrics.jsonl", CHECKPOINT)  # any of them makes a folder a run
 SAMPLES = "samples.bin"  # every sample made, see SampleLog
 FILES = (
-    *MARKS, "checkpoint.previous.pth", SAMPLES, "log.txt", "student.pth", "summary.json", "images",
+    *MARKS, "checkpoint.previous.pth", ASIDE, SAMPLES, "log.txt", "student.pth", "summary.json", "images",
     "repository", "tensorboard",
 )  # fmt: skip
 SHEET_CLASSES = 20  # rows of a contact sheet at most
@@ -57,8 +60,12 @@ def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> bool:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another --save_dir")
-    found = [name for name in FILES if (folder / name).exists()]
-    is_run = any(name in MARKS for name in found)
+    found = [name for name in FILES if (folder / name).exists() or (folder / name).is_symlink()]
+    links = [name for name in (*found, LOCK) if (folder / name).is_symlink()]
+    if links:
+        raise UserError(f"{folder / links[0]} is a link, which a run never makes: choose another --save_dir")
+    # The lock is there before any other file, and after the others when a run is being replaced.
+    is_run = any(name in MARKS for name in found) or (folder / LOCK).exists()
     if found and not is_run:
         raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another --save_dir")
     if is_run and not resume and not overwrite:
@@ -90,13 +97,18 @@ class RunLock:
 
     def __init__(self, folder: Path):
         try:
-            self._file = open(folder / ".lock", "w")  # noqa: SIM115 (held as long as this lives)
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            self._file = os.fdopen(handle, "w")  # held as long as this lives
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error}): choose another --save_dir") from error
+        try:
             if fcntl:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another command writes to {folder}: wait, or use another --save_dir") from error
-        except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error}): choose another --save_dir") from error
+        except OSError:  # a file system that knows no locks
+            pass
 
 
 class RunFolder:
@@ -118,7 +130,6 @@ class RunFolder:
     ):
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
             self._lock = lock or RunLock(path)
             for name in FILES if overwrite else ():
                 target = path / name
@@ -154,6 +165,8 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if self._events:
             seconds = {f"seconds/{name}": value for name, value in row["seconds"].items()}
             for name, value in {**row, **seconds}.items():
@@ -161,18 +174,22 @@ class RunFolder:
                     self._events.add_scalar(name.replace("loss_", "loss/"), value, row["epoch"])
             self._events.flush()
 
-    def truncate_metrics(self, epoch: int) -> None:
-        """Forget the lines of `epoch` and later ones, which a resumed run writes anew."""
+    def truncate_metrics(self, first: int, epoch: int) -> None:
+        """Keep the lines of the epochs from `first` to the one before `epoch`; the rest is written anew."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["epoch"] < epoch:
-                    kept.append(line)
-            except ValueError:  # cut short by a crash, in an epoch that has no checkpoint
-                break
-        self._write("metrics.jsonl", "".join(line + "\n" for line in kept))
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kept: dict[int, str] = {}
+        for line in text.splitlines():
+            try:  # a line may be cut short by a crash, in an epoch that has no checkpoint
+                number = json.loads(line)["epoch"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if isinstance(number, int) and first <= number < epoch:
+                kept[number] = line
+        missing = [number + 1 for number in range(first, epoch) if number not in kept]
+        if missing:
+            self.log(f"warning: {path} has no line of epoch {', '.join(map(str, missing))}", "yellow")
+        self._write("metrics.jsonl", "".join(kept[number] + "\n" for number in sorted(kept)))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)

@@ -113,8 +113,6 @@ class SampleRepository:
         Raises:
             ValueError: a label outside 0 .. num_classes - 1.
         """
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(f"labels must be in 0 .. {self.num_classes - 1}")
         if images.dtype != torch.uint8:
             images = to_uint8(images)
         if self.log:
@@ -126,6 +124,8 @@ class SampleRepository:
     def _put(
         self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor, serials: Tensor
     ) -> None:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise ValueError(f"labels must be in 0 .. {self.num_classes - 1}")
         count = len(labels)
         if len(self._free) < count:
             capacity = len(self._rows["labels"])
@@ -204,7 +204,7 @@ class SampleRepository:
         state = {"stored": self.stored, "serials": serials, "feature_dim": self._feature_dim}
         if self.log:
             self.log.flush()
-            return state
+            return {**state, "checksum": self.log.checksum}
         everything = torch.arange(len(self), device=self.device)
         return {**state, "images": self.images(everything), "labels": self.labels,
                 "features": self.features, "margins": self.margins}  # fmt: skip
@@ -224,7 +224,8 @@ class SampleRepository:
             raise ValueError("serials are not of samples stored")
         self._clear()
         if self.log:
-            self.log.truncate(state["stored"])
+            self.log.truncate(stored)
+            self.log.require(stored, state["checksum"])
             start = 0
             for part in self.log.read(serials):
                 self._put(*part, serials[start : start + len(part[1])])

@@ -50,11 +50,15 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """A dictionary an epoch."""
         try:
+            if not (self.path / "metrics.jsonl").is_file():
+                raise FileNotFoundError("metrics.jsonl")
             text = (self.path / "metrics.jsonl").read_text(encoding="utf-8")
             rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
             for row in rows:
-                float(row["epoch"]), float(row["test_top1"]), sum(row["seconds"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                seconds = row["seconds"].values()
+                if not all(isinstance(v, (int, float)) for v in (row["epoch"], row["test_top1"], *seconds)):
+                    raise TypeError("a figure that is no number")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.path} has no readable metrics ({error!r}): leave it out") from error
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
@@ -117,8 +121,11 @@ def read_run(path: Path, finished: bool = True) -> Run:
         _check(config)
         if finished or (path / "summary.json").is_file():
             summary.update(json.loads((path / "summary.json").read_text(encoding="utf-8")))
+            figures = [value for name, value in summary.items() if name != "device"]
+            if not all(isinstance(value, (int, float, type(None))) for value in figures):
+                raise TypeError("a figure that is no number")
             float(summary["last_top1"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         kind = "a finished run" if finished else "a run"
         raise UserError(f"{path} cannot be read as {kind} ({error!r}): leave it out") from error
     return run
@@ -143,7 +150,7 @@ def _check(config: dict[str, Any]) -> None:
         if not all(isinstance(value, kind) for value in config.get(name, [])):
             raise TypeError(f"{name} is {config[name]!r}")
     for name in COMPONENTS if config["method"] in METHODS else ():
-        if not isinstance(config[name], bool):
+        if not isinstance(config[name], bool) or (config["dlw"] and "dlw_mode" not in config):
             raise TypeError(f"{name} is {config[name]!r}")
 
 

@@ -4,6 +4,7 @@ room for."""
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datafree.errors import UserError
+from datafree.errors import Damaged
 
 READ_BYTES = 64 << 20  # read at a time
 
@@ -31,6 +32,7 @@ class SampleLog:
         self, path: Path, image_shape: tuple[int, int, int], feature_dim: int, writable: bool = True
     ):
         self.path, self.writable = path, writable
+        self.checksum = 0  # CRC-32 of all that was written
         self.record = np.dtype(
             [("image", np.uint8, image_shape), ("features", np.float32, (feature_dim,)),
              ("margin", np.float32), ("label", np.int64)]
@@ -45,8 +47,10 @@ class SampleLog:
         records["features"] = features.float().cpu().numpy()
         records["margin"] = margins.cpu().numpy()
         records["label"] = labels.cpu().numpy()
+        data = records.tobytes()
         with open(self.path, "ab") as file:
-            file.write(records.tobytes())
+            file.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
 
     def images(self, serials: Tensor) -> Tensor:
         """uint8 (n, C, H, W), on the CPU. The file is mapped only for the length of the call, so that
@@ -69,16 +73,33 @@ class SampleLog:
             with open(self.path, "ab") as file:
                 os.fsync(file.fileno())
 
+    def require(self, count: int, checksum: int) -> None:
+        """See that the first `count` samples are as they were written.
+
+        Raises:
+            Damaged: they are not.
+        """
+        if not self.writable:
+            return
+        found, left = 0, count * self.record.itemsize
+        if left:
+            with open(self.path, "rb") as file:
+                while left and (data := file.read(min(left, READ_BYTES))):
+                    found, left = zlib.crc32(data, found), left - len(data)
+        if found != checksum:
+            raise Damaged(f"{self.path} is damaged: its samples are not those that were stored")
+        self.checksum = found
+
     def truncate(self, count: int) -> None:
         """Forget all samples but the first `count`, those stored after a checkpoint, say.
 
         Raises:
-            UserError: there are fewer.
+            Damaged: there are fewer.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         wanted = count * self.record.itemsize
         if size < wanted:
-            raise UserError(
+            raise Damaged(
                 f"{self.path} holds {size // self.record.itemsize} of the {count} samples of the checkpoint: "
                 "it must lie beside its checkpoint.pth"
             )

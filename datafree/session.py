@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,16 @@ from tqdm import tqdm
 from datafree import checkpoint, data, networks, prepare
 from datafree.assemble import make_distiller
 from datafree.distiller import Distiller, DistillSettings
-from datafree.errors import Stopped, UserError
+from datafree.errors import Damaged, Stopped, UserError
 from datafree.evaluate import Evaluation, evaluate
 from datafree.interrupts import Interrupts
 from datafree.methods import METHODS
 from datafree.parallel import Processes
 from datafree.precision import set_kernels
 from datafree.record import (
+    ASIDE,
     CHECKPOINT,
+    MARKS,
     SAMPLES,
     RunFolder,
     RunLock,
@@ -45,7 +47,7 @@ MAY_CHANGE = {
     "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
     "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
     "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16", "tensorboard",
-    "save_every",
+    "save_every", "start_epoch",
 }
 
 
@@ -220,7 +222,7 @@ class Session:
         flags = {name: value for name, value in vars(self.args).items() if name not in MAY_CHANGE}
         return {
             **flags, **self.facts.record(), "teacher_weights": prepare.fingerprint(self.teacher),
-            "processes": self.processes.world_size,
+            "processes": self.processes.world_size, "device_type": self.device.type,
         }  # fmt: skip
 
     def _resume(self, distiller: Distiller) -> Progress:
@@ -229,9 +231,41 @@ class Session:
         Raises:
             UserError: there is none, it is of a run with other settings, or of another folder's run.
         """
-        path, content = self._find_checkpoint()
+        own = self.folder / CHECKPOINT
+        if self.args.resume:
+            path = Path(self.args.resume)
+            if own.exists() and path.resolve().parent != self.folder.resolve():
+                raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
+            progress = self._load(distiller, path)
+            if path.resolve() == checkpoint.previous(own).resolve() and self.processes.first and own.exists():
+                own.replace(self.folder / ASIDE)  # it is of samples that are no more
+            return progress
+        candidates = [path for path in (own, checkpoint.previous(own)) if path.exists()]
+        if not candidates:
+            raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
+        try:
+            return self._load(distiller, candidates[0])
+        except Damaged as error:
+            if len(candidates) == 1:
+                raise
+            progress = self._load(distiller, candidates[1])
+            self.say(f"warning: {error}; continuing from the one before it, {candidates[1]}", "yellow")
+            if self.processes.first:
+                own.replace(self.folder / ASIDE)  # so that it never takes the place of the good one
+            return progress
+
+    def _load(self, distiller: Distiller, path: Path) -> Progress:
+        """Take the state in a checkpoint.
+
+        Raises:
+            Damaged: the file, or the samples beside it, are not what was written.
+            UserError: it is of a run with other settings, or no checkpoint of a run.
+        """
+        content = checkpoint.read(path)
         try:
             before = {**content["identity"]}
+            if not {"teacher_weights", "epochs", "method"} <= before.keys():
+                raise KeyError("identity")
             changed = [name for name, value in self.identity.items() if before.get(name, value) != value]
             if changed:
                 old, new = before[changed[0]], self.identity[changed[0]]
@@ -239,31 +273,14 @@ class Session:
                     f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
                     + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
                 )
+            progress = Progress.of(content["progress"], self.args.epochs)
             with self._samples_beside(path):
                 distiller.load_state_dict(content["distiller"])
-            return Progress(**content["progress"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+            return progress
+        except (
+            KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError,
+        ) as error:  # fmt: skip
             raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
-
-    def _find_checkpoint(self) -> tuple[Path, Any]:
-        """The checkpoint named, or the newest good one of the run folder, and its content."""
-        own = self.folder / CHECKPOINT
-        path = Path(self.args.resume or own)
-        if own.exists() and path.resolve().parent != self.folder.resolve():
-            raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
-        if self.args.resume:
-            return path, checkpoint.read(path)
-        before = checkpoint.previous(own)
-        if not own.exists() and not before.exists():
-            raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
-        try:
-            return own, checkpoint.read(own)
-        except UserError as error:
-            if not before.exists():
-                raise
-            content = checkpoint.read(before)
-            self.say(f"warning: {error}; continuing from the one before it, {before}", "yellow")
-            return before, content
 
     @contextmanager
     def _samples_beside(self, path: Path) -> Iterator[None]:
@@ -272,7 +289,7 @@ class Session:
         bring = self.processes.first and source.exists() and source.resolve() != target.resolve()
         try:
             if bring:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.lock = self.lock or RunLock(self.folder)
                 shutil.copyfile(source, target)
             self.processes.wait()
             yield
@@ -295,7 +312,7 @@ class Session:
         if a.resume is not None:
             progress = self._resume(distiller)
         else:
-            progress = Progress(a.start_epoch)
+            progress = Progress(a.start_epoch, first=a.start_epoch)
             distiller.skip_to(a.start_epoch)
             if self.has_images:  # also shows that they can be read
                 distiller.evaluation = self.score(self.student)
@@ -362,23 +379,33 @@ class Session:
                     stop = interrupts.received is not None and progress.epoch < a.epochs
                     if self.processes.first_says(stop):
                         interrupts.check()
-            except (Stopped, UserError) as error:
+            except Exception as error:
                 if unsaved:
-                    run.save_checkpoint(unsaved)
-                if isinstance(error, UserError):
+                    with suppress(UserError):  # what went wrong first is what is told
+                        run.save_checkpoint(unsaved)
+                if not isinstance(error, Stopped):
                     raise
                 raise Stopped(f"{error}; {self._how_to_continue()}", error.status) from error
 
     def _how_to_continue(self) -> str:
-        if not (self.folder / CHECKPOINT).exists():
-            return "no epoch was finished: start again with --overwrite"
-        words = [word for word in sys.argv if word != "--overwrite"]
-        resume = [] if self.args.resume is not None else ["--resume"]
-        return f"continue with: {shlex.join(['python', *words, *resume])}"
+        own = self.folder / CHECKPOINT
+        if not own.exists() and not checkpoint.previous(own).exists():
+            return "no epoch was finished here: start again, with --overwrite if without --resume"
+        words = [word for word in sys.argv if word != "--overwrite" and not word.startswith("--resume")]
+        if self.args.resume and self.args.resume in words:
+            words.remove(self.args.resume)
+        count = self.processes.world_size
+        start = ["python"] if count == 1 else ["torchrun", "--nproc_per_node", str(count)]
+        return f"continue with: {shlex.join([*start, *words, '--resume'])}"
 
     def _open_run(self, progress: Progress) -> None:
         """Make the run folder, or go on in it."""
         a = self.args
+        if self.lock is None:  # whatever another command has made here since must not be mixed with this
+            self.lock = RunLock(self.folder)
+            found = [name for name in MARKS if (self.folder / name).exists()]
+            if found and not a.overwrite:
+                raise UserError(f"another command has begun a run in {self.folder}: use another --save_dir")
         events_from = progress.epoch if a.tensorboard else None
         run = self.run = RunFolder(self.folder, a.overwrite, events_from, self.lock)
         run.log_earlier(self.said)
@@ -387,7 +414,7 @@ class Session:
         facts = {**self.facts.record(), **environment(self.device), "processes": self.processes.world_size}
         file = self.teacher_file and str(self.teacher_file)
         run.write_json("config.json", {**flags, "teacher_ckpt": file, **judged, **facts})
-        run.truncate_metrics(progress.epoch)
+        run.truncate_metrics(progress.first, progress.epoch)
         run.log(f"{a.method}: {a.teacher} to {a.student} on {a.dataset}, {self.device}; see {run.path}")
 
     def _finish(self, run: RunFolder, progress: Progress) -> None:
@@ -428,6 +455,23 @@ class Progress:
     best_epoch: int = -1
     best_top1: float = -1.0
     row: dict[str, Any] = field(default_factory=dict)  # metrics of the last epoch
+    first: int = 0  # the epoch that the run began with
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], epochs: int) -> Progress:
+        """From what a checkpoint has.
+
+        Raises:
+            KeyError, TypeError, ValueError: it makes no sense.
+        """
+        progress = cls(**saved)
+        checkpoint.require_like(asdict(replace(progress, row={})), asdict(cls(0)), "progress")
+        if not 0 <= progress.first < progress.epoch <= epochs or type(progress.epoch) is not int:
+            raise ValueError("progress is beyond the epochs")
+        for name in ("epoch", "test_top1", "repository", "alpha", *BALANCE):
+            if not isinstance(progress.row[name], (int, float, type(None))):
+                raise TypeError(f"{name} is no number")
+        return progress
 
     def add(self, row: dict[str, Any], seconds: float) -> None:
         """Take note of a finished epoch."""

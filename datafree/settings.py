@@ -204,9 +204,8 @@ def resolve(args: argparse.Namespace) -> list[str]:
         raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
     if args.start_epoch and args.start_epoch >= args.epochs:
         raise UserError(f"--start_epoch {args.start_epoch} leaves none of {args.epochs} epochs to run")
-    if args.resume is not None and (args.overwrite or args.start_epoch):
-        other = "--overwrite" if args.overwrite else "--start_epoch"
-        raise UserError(f"--resume and {other} contradict each other: choose one")
+    if args.resume is not None and args.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: choose one")
     if args.save_dir is None:
         tag = f"-{args.log_tag}" if args.log_tag else ""
         networks = "-".join(re.sub(r"[^\w.]+", "_", name) for name in (args.teacher, args.student))

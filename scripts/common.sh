@@ -58,7 +58,7 @@ row() { # name dataset teacher student [flags]
             echo "finished: $folder"
             continue
         fi
-        if [ -e "$folder/checkpoint.pth" ]; then
+        if [ -e "$folder/checkpoint.pth" ] || [ -e "$folder/checkpoint.previous.pth" ]; then
             command+=(--resume)
         elif [ -e "$folder/config.json" ]; then # stopped before an epoch was done
             command+=(--overwrite)

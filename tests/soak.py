@@ -45,9 +45,16 @@ def start(words: list[str]) -> subprocess.Popen:
 
 def wait_for(moment: str, folder: Path, process: subprocess.Popen, rng: random.Random) -> None:
     """Return when the run has come to the moment, or to its end."""
-    deadline = time.monotonic() + rng.uniform(2, 9)
     temporary, metrics = folder / "checkpoint.pth.tmp", folder / "metrics.jsonl"
+    temporary.unlink(missing_ok=True)  # of a kill before
+    log = folder / "log.txt"
+    size = log.stat().st_size if log.exists() else 0
+    while process.poll() is None:  # until the run is under way
+        if log.exists() and log.stat().st_size > size:
+            break
+        time.sleep(0.005)
     size = metrics.stat().st_size if metrics.exists() else 0
+    deadline = time.monotonic() + rng.uniform(0, 3)
     while process.poll() is None:
         if moment == "inside a save" and temporary.exists():
             return

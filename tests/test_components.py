@@ -15,6 +15,7 @@ from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.bn_statistics import BNStatistics
 from datafree.dlw import DynamicLossWeight
+from datafree.errors import UserError
 from datafree.iho import HomogeneityOperator
 from datafree.neighbours import NeighbourLists, SlotTable
 from datafree.penultimate import PenultimateFeatures

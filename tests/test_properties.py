@@ -86,8 +86,10 @@ def plain_removals(features, labels, classes, batch):
         factors = plain_outlier_factors(features[members])
         q1, q3 = np.percentile(factors, [25, 75])
         low, high = q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)
-        # A factor that rounding may put on either side of a whisker proves nothing.
-        if min(np.abs(factors - low).min(), np.abs(factors - high).min()) < 1e-9:
+        # A factor that rounding may put on either side of a whisker proves nothing; but among samples that
+        # are all the same, all factors are the same and none is outside.
+        near = min(np.abs(factors - low).min(), np.abs(factors - high).min())
+        if len(np.unique(features[members], axis=0)) > 1 and near < 1e-9:
             return None
         removed += [i for i, f in zip(members, factors, strict=True) if f < low or f > high][:limit]
     return sorted(removed)
