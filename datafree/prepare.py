@@ -146,7 +146,7 @@ def data_facts(
 
 def facts_without_data(
     mean: str | None, std: str | None, img_size: int | None, flip: bool | None, teacher: nn.Module,
-    channels: int, recorded: Mapping[str, Any],
+    channels: int, recorded: Mapping[str, Any], feature_layer: str | None = None,
 ) -> tuple[DataFacts, list[str]]:
     """What `--dataset none` knows: from the flags, else what the teacher's checkpoint records, else what the
     teacher itself says; the class count is that of its logits. With warnings of what was assumed.
@@ -171,7 +171,7 @@ def facts_without_data(
     if min(chosen_std) <= 0:
         raise UserError(f"--std {std} has a value that is not above 0")
     device = next(teacher.parameters()).device
-    found = networks.examine(teacher, "--teacher", channels, img_size, device)
+    found = networks.examine(teacher, "--teacher", channels, img_size, device, feature_layer)
     classes = tuple(str(label) for label in range(found.num_classes))
     facts = DataFacts("none", classes, img_size, tuple(chosen_mean), tuple(chosen_std),
                       own.get("flip", True) if flip is None else flip)  # fmt: skip

@@ -116,7 +116,7 @@ class Session:
         teacher = prepare.load_teacher(a.teacher, None, file, content, self.device, a.channels, arguments)
         channels = a.channels or networks.input_channels(teacher)
         facts, warnings = prepare.facts_without_data(
-            a.mean, a.std, a.img_size, a.flip, teacher, channels, recorded
+            a.mean, a.std, a.img_size, a.flip, teacher, channels, recorded, a.feature_layer
         )
         for warning in warnings:
             self.say(f"warning: {warning}", "yellow")

@@ -161,7 +161,7 @@ def summary_table(shown: list[Shown]) -> str:
         + "".join(f"<td>{html.escape(cell(one))}</td>" for one in shown) + "</tr>"
         for text, cell in rows
     )  # fmt: skip
-    return f"<div class=scroll><table>{head(shown)}{lines}</table></div>"
+    return f"<div class=scroll><table class=figures>{head(shown)}{lines}</table></div>"
 
 
 def head(shown: list[Shown]) -> str:
@@ -467,7 +467,7 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0;
 th[scope=row] { font-weight: 500; } .differs { background: #fff1d6; }
 .differs th::before { content: "\\2260 "; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-summary { cursor: pointer; }
+.figures td { white-space: nowrap; } summary { cursor: pointer; }
 @media print {
   body { max-width: none; font-size: 10pt; } section, figure { break-inside: avoid; }
   section:last-child, .scroll { break-inside: auto; overflow: visible; } }

@@ -34,6 +34,7 @@ def build_parser() -> Parser:
     parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
     parser.add_argument("--features", type=one_of("network", ("student", "teacher")), default="student",
                         help="whose penultimate features: student, or teacher (as stored with the samples)")
+    parser.add_argument("--student", help="file.py:factory of a student that is defined in a file")
     parser.add_argument("--max_points", type=positive_int, default=100_000,
                         help="points a run at most, drawn at random")
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
@@ -97,7 +98,7 @@ def main() -> None:
     device = choose_device(args.device, None)
     found = [(tag, run, read_samples(run)) for tag, run in zip(tags, map(read_run, args.runs), strict=True)]
     if args.features == "student":
-        students = [load_student(run, device) for _, run, _ in found]
+        students = [load_student(run, device, args.student) for _, run, _ in found]
     args.output.mkdir(parents=True, exist_ok=True)
     for place, (tag, run, samples) in enumerate(found):
         rows = samples.kept.nonzero().squeeze(1)
