@@ -65,6 +65,11 @@ class Run:
         return rows
 
     @property
+    def accurate(self) -> bool:
+        """Whether the student was tested on real images, or else by its agreement with the teacher."""
+        return self.config.get("judged_by") != "agreement"
+
+    @property
     def stores(self) -> bool:
         """Whether the student learned from samples that were kept."""
         return bool(self.config.get("store_samples", self.config["method"] in METHODS))
@@ -85,7 +90,7 @@ class Run:
             text += " with stored samples"
         if self.config["dlw"] and self.config["dlw_mode"] != "dynamic":
             text += f", {self.config['dlw_mode']}"
-        return text
+        return text if self.accurate else f"{text}, agreement"
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:

@@ -91,7 +91,7 @@ def render(runs: Sequence[Run]) -> str:
     shown = [Shown(run, name, style.COLORS[place % len(style.COLORS)])
              for place, (run, name) in enumerate(zip(runs, names, strict=True))]  # fmt: skip
     sections = [
-        ("Result", summary_table(shown)),
+        ("Result", agreement_note(shown) + summary_table(shown)),
         ("Accuracy", figure_html(accuracy_figure(shown), "Test accuracy by epoch")),
         ("Losses and the weight of the pseudo-supervised loss",
          figure_html(alpha_figure(shown), "Alpha by epoch; a mark where DLW raised it")
@@ -127,6 +127,16 @@ def legend(shown: list[Shown]) -> str:
 
 
 # Tables
+
+
+def agreement_note(shown: list[Shown]) -> str:
+    """What the figures of runs without real images are."""
+    names = [one.name for one in shown if not one.run.accurate]
+    if not names:
+        return ""
+    those = "This run was" if len(shown) == 1 else f"{html.escape('; '.join(names))}: "
+    return (f"<p class=note>{those} judged by the student's agreement with its teacher on synthetic samples "
+            "held out from training. <b>This is not accuracy.</b></p>")  # fmt: skip
 
 
 def summary_table(shown: list[Shown]) -> str:
@@ -213,7 +223,8 @@ def accuracy_figure(shown: list[Shown]) -> Figure:
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")
-    axis.set(xlabel="epoch", ylabel="test accuracy, %  (dotted: teacher)")
+    what = "test accuracy" if all(one.run.accurate for one in shown) else "accuracy or agreement"
+    axis.set(xlabel="epoch", ylabel=f"{what}, %  (dotted: teacher)")
     return figure
 
 
@@ -467,6 +478,7 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0;
 th[scope=row] { font-weight: 500; } .differs { background: #fff1d6; }
 .differs th::before { content: "\\2260 "; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.note { background: #fff1d6; padding: .5rem; }
 .figures td { white-space: nowrap; } summary { cursor: pointer; }
 @media print {
   body { max-width: none; font-size: 10pt; } section, figure { break-inside: avoid; }

@@ -220,7 +220,8 @@ def write_shown_run(folder, classes, epochs):
     """A run with samples, as large as asked for."""
     # Names that would be a formula, markup or another alphabet.
     names = [r"$\foo$", "<b>bold</b>", "données", *(f"class {k}" for k in range(3, classes))]
-    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu", classes=names)
+    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu", classes=names,
+              mean=[0.5] * 3, std=[0.5] * 3)  # fmt: skip
     counts = np.random.default_rng(0).integers(0, 30, (epochs, classes))
     rows = [{"epoch": e, "alpha": 0.5 + e / 10, "test_top1": 10.0 + e, "loss_kd": None, "loss_oh": 1.0,
              "loss_bn": 1.0, "loss_adv": 0.0, "margin": 0.5, "counts": counts[e].tolist(), "repository": 5,

@@ -154,7 +154,7 @@ def test_a_one_channel_teacher_of_digits_is_distilled_without_data(cwd):
     done = run_script(
         "bsr_main.py", "--dataset", "none", "--teacher", "net.py:Digits", "--teacher_ckpt", "teacher.pth",
         "--student", "net.py:Digits", "--student_args", "width=12", "--img_size", 32, "--mean", mean,
-        "--std", std, "--no-flip", "--epochs", 30, "--warmup", 5, "--kd_steps", 40, "--ep_steps", 40,
+        "--std", std, "--no-flip", "--epochs", 26, "--warmup", 5, "--kd_steps", 40, "--ep_steps", 40,
         "--batch_size", 64, "--g_steps", 5, "--device", "cpu", "--save_dir", "out", cwd=cwd,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -223,6 +223,10 @@ def test_a_student_of_a_file_is_not_run_unasked(cwd):
     done = run_script("bsr_main.py", *TINY, "--img_size", 32, "--teacher", "net.py:Digits", "--student",
                       "net.py:Digits", cwd=cwd)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    shown = run_script("show_result/report.py", "out", cwd=cwd)
+    assert shown.returncode == 0, shown.stderr
+    assert "<b>This is not accuracy.</b>" in (cwd / "report.html").read_text()
+    assert "bsr, agreement" in run_script("scripts/table.py", "out", cwd=cwd).stdout
     (cwd / "net.py").write_text("open('ran', 'w')\n" + NET)
     for script in ("scripts/export.py", "show_result/show_points_ablation.py"):
         assert_refused(run_script(script, "out", cwd=cwd), "add --student net.py:Digits")
