@@ -43,8 +43,15 @@ def start(words: list[str]) -> subprocess.Popen:
     )
 
 
-def wait_for(moment: str, folder: Path, process: subprocess.Popen, rng: random.Random) -> None:
-    """Return when the run has come to the moment, or to its end."""
+def epochs_done(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def wait_for(
+    moment: str, folder: Path, process: subprocess.Popen, rng: random.Random, most_epochs: int
+) -> None:
+    """Return when the run has gone on for some epochs and come to the moment, or to its end."""
     temporary, metrics = folder / "checkpoint.pth.tmp", folder / "metrics.jsonl"
     temporary.unlink(missing_ok=True)  # of a kill before
     log = folder / "log.txt"
@@ -53,8 +60,11 @@ def wait_for(moment: str, folder: Path, process: subprocess.Popen, rng: random.R
         if log.exists() and log.stat().st_size > size:
             break
         time.sleep(0.005)
+    wanted = epochs_done(folder) + rng.randint(0, most_epochs)
+    while process.poll() is None and epochs_done(folder) < wanted:
+        time.sleep(0.005)
     size = metrics.stat().st_size if metrics.exists() else 0
-    deadline = time.monotonic() + rng.uniform(0, 3)
+    deadline = time.monotonic() + rng.uniform(0, 1.5)
     while process.poll() is None:
         if moment == "inside a save" and temporary.exists():
             return
@@ -85,14 +95,12 @@ def soak(
         process = start(command(teacher, broken, epochs, *more))
         if killed < kills:
             moment = MOMENTS[killed % len(MOMENTS)]
-            wait_for(moment, broken, process, rng)
+            wait_for(moment, broken, process, rng, epochs // (2 * kills))
         if killed < kills and process.poll() is None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
-            metrics = broken / "metrics.jsonl"
-            epoch = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-            say(f"killed {killed} of {kills}, {moment}, in epoch {epoch + 1}")
+            say(f"killed {killed} of {kills}, {moment}, in epoch {epochs_done(broken) + 1}")
             continue
         assert process.wait() == 0, process.stderr.read()
         break
@@ -136,7 +144,7 @@ def same(a: object, b: object) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--epochs", type=int, default=120)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
