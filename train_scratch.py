@@ -17,11 +17,9 @@ from datafree.flags import (
     Parser,
     add_data_flags,
     add_device_flags,
-    fraction,
-    non_negative_float,
+    add_sgd_flags,
     non_negative_int,
     one_of,
-    positive_float,
     positive_int,
     run,
 )
@@ -39,11 +37,7 @@ def build_parser() -> Parser:
     group.add_argument("--epochs", type=non_negative_int, default=200,
                        help="passes over the training images; 0 writes the network as initialised")
     group.add_argument("--batch_size", type=positive_int, default=128, help="images a step")
-    group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
-                       help="weight decay")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+    add_sgd_flags(group)
     group = parser.add_argument_group("the run")
     group.add_argument("--output", help="the checkpoint to write "
                        "(default: checkpoints/pretrained/{dataset}_{model}.pth)")

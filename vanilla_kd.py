@@ -17,9 +17,7 @@ from datafree.flags import (
     Parser,
     add_data_flags,
     add_device_flags,
-    fraction,
-    non_negative_float,
-    non_negative_int,
+    add_sgd_flags,
     one_of,
     positive_float,
     positive_int,
@@ -41,12 +39,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("distillation")
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the images")
     group.add_argument("--batch_size", type=positive_int, default=256, help="images a step")
-    group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
-                       help="weight decay")
+    add_sgd_flags(group)
     group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
     group = parser.add_argument_group("the run")
     group.add_argument("--save_dir", help="the run folder "
                        "(default: run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag})")

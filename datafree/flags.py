@@ -129,6 +129,15 @@ def add_device_flags(group: argparse._ArgumentGroup) -> None:
                        help="threads that decode image files")
 
 
+def add_sgd_flags(group: argparse._ArgumentGroup) -> None:
+    """Of the scripts that train on real images."""
+    group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
+    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
+    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
+                       help="weight decay")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+
+
 def add_data_flags(group: argparse._ArgumentGroup, datasets: Sequence[str], dataset: str) -> None:
     group.add_argument("--dataset", type=one_of("dataset", datasets), default=dataset,
                        help=f"one of {', '.join(datasets)}")

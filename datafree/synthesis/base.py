@@ -15,6 +15,7 @@ from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 
+ADAM_BETAS = (0.5, 0.999)  # of every method that trains a generator
 AugmentFunction = Callable[[Tensor, torch.Generator], Tensor]
 OnStep = Callable[[str, Tensor], None]  # phase and loss (a scalar on the device) of a step just done
 

@@ -18,6 +18,7 @@ from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
+    ADAM_BETAS,
     GuidedSynthesizer,
     OnStep,
     Synthesis,
@@ -28,7 +29,6 @@ from datafree.synthesis.base import (
     weighted,
 )
 
-ADAM_BETAS = (0.5, 0.999)
 BANK_SIZE = 40_960  # samples whose views are remembered
 NEGATIVES = 4_096  # of them at a step
 HEAD_DIM = 256

@@ -17,6 +17,7 @@ from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
+    ADAM_BETAS,
     AugmentFunction,
     GuidedSynthesizer,
     OnStep,
@@ -28,7 +29,6 @@ from datafree.synthesis.base import (
 
 RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
 REPTILE_SCALE = 67
-ADAM_BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)

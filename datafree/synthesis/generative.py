@@ -16,6 +16,7 @@ from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast, at_least_single
 from datafree.synthesis.base import (
+    ADAM_BETAS,
     GuidedSynthesizer,
     OnStep,
     Synthesis,
@@ -24,8 +25,6 @@ from datafree.synthesis.base import (
     ignore_step,
     weighted,
 )
-
-ADAM_BETAS = (0.5, 0.999)
 
 
 @dataclass(frozen=True)
