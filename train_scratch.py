@@ -8,6 +8,7 @@ beside it with the accuracy.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import models
@@ -18,8 +19,8 @@ from datafree.flags import (
     add_data_flags,
     add_device_flags,
     add_sgd_flags,
+    network_name,
     non_negative_int,
-    one_of,
     positive_int,
     run,
 )
@@ -28,8 +29,9 @@ from datafree.flags import (
 def build_parser() -> Parser:
     parser = Parser("Train a classifier on real data: a teacher, or a student as a yardstick.")
     group = parser.add_argument_group("network and data")
-    group.add_argument("--model", type=one_of("network", models.NAMES), default="wrn40_2",
-                       help=f"one of {', '.join(models.NAMES)}")
+    group.add_argument("--model", type=network_name(models.NAMES), default="wrn40_2",
+                       help=f"{', '.join(models.NAMES)}; timm:NAME, torchvision:NAME or file.py:factory")
+    group.add_argument("--model_args", metavar="KEY=VALUE,...", help="its arguments, if not this project's")
     group.add_argument("--pretrained", action="store_true",
                        help="start from torchvision's ImageNet weights (*_imagenet only)")
     add_data_flags(group, tuple(SPECS), "cifar10")
@@ -50,7 +52,8 @@ def main() -> None:
     args = build_parser().parse_args()
     if args.batch_size < 2:
         raise UserError("--batch_size 1 gives BatchNorm nothing to take statistics of: use 2 or more")
-    output = Path(args.output or f"checkpoints/pretrained/{args.dataset}_{args.model}.pth")
+    name = re.sub(r"[^\w.]+", "_", args.model)
+    output = Path(args.output or f"checkpoints/pretrained/{args.dataset}_{name}.pth")
     if output.exists() and not args.overwrite:
         raise UserError(f"{output} is there already: replace it with --overwrite, or name another --output")
 

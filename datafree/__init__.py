@@ -1,19 +1,28 @@
 """Data-free knowledge distillation with a balanced sample repository (BSR).
 
     student, record = datafree.distill(teacher, student, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    student = datafree.load_student("run/.../student.pth")
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["distill"]
+if TYPE_CHECKING:
+    from datafree.api import distill
+    from datafree.networks import rebuild as load_student
+
+__all__ = ["distill", "load_student"]
 
 
 def __getattr__(name: str) -> Any:
-    """`distill`, with all that it imports, when it is first asked for."""
+    """The library, with all that it imports, when it is first asked for."""
     if name == "distill":
         from datafree.api import distill
 
         return distill
+    if name == "load_student":
+        from datafree.networks import rebuild
+
+        return rebuild
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

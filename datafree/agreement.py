@@ -3,6 +3,7 @@ samples that it was not trained on. This is not accuracy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from datafree.synthesis.base import Synthesis
 
 EVERY = 8  # of so many samples one is held out
 MOST = 2_000  # held out; the oldest go first
+MOST_BYTES = 64 * 10**6  # of them: every checkpoint has them
 
 
 class HeldOut:
@@ -33,13 +35,16 @@ class HeldOut:
         normalize: Callable[[Tensor], Tensor], device: torch.device,
     ):  # fmt: skip
         self.images = torch.empty((0, *image_shape), dtype=torch.uint8)
+        self.most = min(MOST, MOST_BYTES // math.prod(image_shape))
+        self.seen = 0
         self.teacher, self.normalize, self.device = teacher, normalize, device
 
     def take(self, new: Synthesis) -> Synthesis:
-        """Keep every eighth sample of a batch; returns the others."""
-        held = torch.arange(len(new.labels), device=new.labels.device) % EVERY == EVERY - 1
+        """Keep every eighth sample, counted over all batches; returns the others."""
+        held = (torch.arange(len(new.labels), device=new.labels.device) + self.seen) % EVERY == EVERY - 1
+        self.seen += len(new.labels)
         images = new.images if new.images.dtype == torch.uint8 else to_uint8(new.images)
-        self.images = torch.cat([self.images, images[held].cpu()])[-MOST:]
+        self.images = torch.cat([self.images, images[held].cpu()])[-self.most :]
         return replace(
             new, images=new.images[~held], labels=new.labels[~held], features=new.features[~held],
             margins=new.margins[~held],
@@ -67,7 +72,7 @@ class HeldOut:
         return Evaluation(share * first, share * five, loss / max(1, count), first, count)
 
     def state_dict(self) -> dict:
-        return {"images": self.images}
+        return {"images": self.images, "seen": self.seen}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises:
@@ -75,4 +80,4 @@ class HeldOut:
         """
         if state["images"].shape[1:] != self.images.shape[1:] or state["images"].dtype != torch.uint8:
             raise ValueError("the samples held out are of another shape")
-        self.images = state["images"]
+        self.images, self.seen = state["images"], int(state["seen"])

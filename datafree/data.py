@@ -6,7 +6,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -205,15 +205,26 @@ def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
     return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
 
 
-def load_labelled(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
-    """Images in one folder a class.
+def load_labelled(folder: Path, img_size: int, num_classes: int, workers: int = 4) -> ImageSet:
+    """Images in one folder a class: folders named by numbers, of which some may be missing, are the classes
+    of these numbers; others are all the classes, in alphabetical order.
 
     Raises:
-        UserError: there are fewer than two, or no images, or one cannot be read.
+        UserError: they are none of both, or one cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"no folder of images at {folder}: check the path")
-    return _image_folder(folder, img_size, workers)
+    images = _image_folder(folder, img_size, workers)
+    names = images.classes
+    if all(name.isdecimal() and int(name) < num_classes for name in names):
+        labels = torch.tensor([int(name) for name in names])[images.labels]
+        return replace(images, labels=labels, classes=[str(label) for label in range(num_classes)])
+    if len(names) != num_classes:
+        raise UserError(
+            f"{folder} has {len(names)} class folders, and the teacher {num_classes} classes: one folder "
+            "each, in the teacher's order by name, or folders named by class numbers from 0"
+        )
+    return images
 
 
 def find_split(dataset: str, split: str, root: Path) -> Path:

@@ -106,6 +106,11 @@ def is_foreign(name: str) -> bool:
     return ":" in name
 
 
+def of_file(name: str) -> bool:
+    """Whether a network is made by code of the user's own, which is run to make it."""
+    return is_foreign(name) and not name.startswith(("timm:", "torchvision:"))
+
+
 def network_name(known: Sequence[str]) -> Callable[[str], str]:
     """A type that takes one of this project's networks, or one of others."""
     own = one_of("network", known)

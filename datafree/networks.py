@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
+import sys
 from ast import literal_eval
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 import models
+from datafree import checkpoint
 from datafree.errors import UserError, did_you_mean
+from datafree.flags import is_foreign, of_file
+
+SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384)  # pixels, tried where a network does not tell
+OF_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "weights",
+              "weights_backbone")  # arguments that say where weights come from
+NO_STATISTICS = (
+    "the teacher has no BatchNorm2d statistics to match, so the weight bn has no effect: samples will be "
+    "less like what it was trained on, and the student weaker"
+)
 
 
 def parse_arguments(text: str | None, flag: str) -> dict[str, Any]:
@@ -38,8 +52,8 @@ def parse_arguments(text: str | None, flag: str) -> dict[str, Any]:
 
 
 def build(
-    name: str, flag: str, num_classes: int | None = None, channels: int = 3,
-    arguments: Mapping[str, Any] | None = None, pretrained: bool = False,
+    name: str, flag: str, num_classes: int | None = None, channels: int | None = None,
+    arguments: Mapping[str, Any] | None = None, pretrained: bool = False, fresh: bool = True,
 ) -> nn.Module:
     """A network by its name.
 
@@ -48,12 +62,14 @@ def build(
             with `num_classes` and `in_channels` where it takes them.
         flag: what named it, for error messages.
         num_classes: outputs; None leaves them to the network.
-        channels: of the images; a network made for 3 is given a new first convolution for another number.
+        channels: of the images; None leaves them to the network. One that takes no such argument, and others,
+            is given a new first convolution.
         arguments: more keyword arguments, for networks that are not this project's.
         pretrained: of this project's: start from torchvision's weights where there are any.
+        fresh: whether its first weights are of no worth, so that a convolution may be replaced.
 
     Raises:
-        UserError: there is no such network, or it cannot be made.
+        UserError: there is no such network, or it cannot be made, or not for so many channels.
     """
     source, _, what = name.rpartition(":")
     arguments = dict(arguments or {})
@@ -72,11 +88,16 @@ def build(
         network = _from_torchvision(what, flag, num_classes, arguments)
     else:
         network = _from_file(Path(source), what, flag, num_classes, channels, arguments)
-    return _for_channels(network, channels).to(memory_format=torch.channels_last)
+    if channels not in (None, input_channels(network)):
+        if not fresh:
+            takes = input_channels(network)
+            raise UserError(f"{flag} {name} takes images of {takes} channels, not {channels}: see --channels")
+        _replace_first_convolution(network, channels)
+    return network.to(memory_format=torch.channels_last)
 
 
 def _from_timm(
-    name: str, flag: str, num_classes: int | None, channels: int, arguments: dict[str, Any]
+    name: str, flag: str, num_classes: int | None, channels: int | None, arguments: dict[str, Any]
 ) -> nn.Module:
     try:
         import timm
@@ -84,9 +105,7 @@ def _from_timm(
         raise UserError(f"{flag} timm:{name} needs a package that is missing: pip install timm") from error
     if not timm.is_model(name):
         raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}")
-    given = {"in_chans": channels, **arguments}
-    if num_classes is not None:
-        given.setdefault("num_classes", num_classes)
+    given = {**_known(num_classes=num_classes, in_chans=channels), **arguments}
     return _called(lambda: timm.create_model(name, **given), f"{flag} timm:{name}")
 
 
@@ -96,19 +115,37 @@ def _from_torchvision(name: str, flag: str, num_classes: int | None, arguments: 
     known = tv.list_models()
     if name not in known:
         raise UserError(f"torchvision has no model {name}{did_you_mean(name, known)}")
-    given = {**({} if num_classes is None else {"num_classes": num_classes}), **arguments}
-    return _called(lambda: tv.get_model(name, **{"weights": None, **given}), f"{flag} torchvision:{name}")
+    given = {"weights": None, **_known(num_classes=num_classes), **arguments}
+    network = _called(lambda: tv.get_model(name, **given), f"{flag} torchvision:{name}")
+    if given["weights"] is not None:  # which know what they were trained on
+        weights = given["weights"]
+        trained = getattr(tv.get_model_weights(name), str(weights).rpartition(".")[2], None)
+        wants = trained and trained.transforms()
+        size = getattr(wants, "crop_size", [None])[0]
+        network.pretrained_cfg = {
+            "input_size": size and (3, size, size), "mean": getattr(wants, "mean", None),
+            "std": getattr(wants, "std", None),
+        }  # fmt: skip
+    return network
+
+
+def _known(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _from_file(
-    path: Path, factory: str, flag: str, num_classes: int | None, channels: int, arguments: dict[str, Any]
+    path: Path, factory: str, flag: str, num_classes: int | None, channels: int | None,
+    arguments: dict[str, Any],
 ) -> nn.Module:
     where = f"{flag} {path}:{factory}"
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"{where}: there is no Python file {path}; check the path")
-    spec = importlib.util.spec_from_file_location(f"_network_{path.stem}", path)
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"_network_{path.stem}_{digest}", path)
     module = importlib.util.module_from_spec(spec)
-    _called(lambda: spec.loader.exec_module(module), f"{flag} {path}")
+    sys.modules[spec.name] = module  # where dataclasses, for one, look their module up
+    with _beside(path):
+        _called(lambda: spec.loader.exec_module(module), f"{flag} {path}")
     function = getattr(module, factory, None)
     if not callable(function):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -117,12 +154,76 @@ def _from_file(
         takes = inspect.signature(function).parameters
     except (TypeError, ValueError):
         takes = {}
-    offered = {"in_channels": channels, **({} if num_classes is None else {"num_classes": num_classes})}
+    offered = _known(num_classes=num_classes, in_channels=channels)
     given = {**{key: value for key, value in offered.items() if key in takes}, **arguments}
-    network = _called(lambda: function(**given), where)
+    with _beside(path):
+        network = _called(lambda: function(**given), where)
     if not isinstance(network, nn.Module):
         raise UserError(f"{where} returned a {type(network).__name__}: return a torch.nn.Module")
     return network
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """Inside the block, a file may import those beside it, its own `models` included, as when it is run."""
+    folder, ours = path.resolve().parent, Path(models.__file__).resolve().parent.parent
+    own = folder != ours and any((folder / name).exists() for name in ("models", "models.py"))
+    hidden = {name: sys.modules.pop(name) for name in _models_loaded()} if own else {}
+    before = list(sys.path)
+    sys.path[:] = [str(folder), *(place for place in before if not own or Path(place).resolve() != ours)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        if own:
+            for name in _models_loaded():
+                del sys.modules[name]
+            sys.modules.update(hidden)
+
+
+def _models_loaded() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "models"]
+
+
+def source_of(name: str) -> str | None:
+    """The text of the file that makes a network, if one does."""
+    return Path(name.rpartition(":")[0]).read_text(encoding="utf-8") if of_file(name) else None
+
+
+def rebuild(path: str | Path, source: str | None = None) -> nn.Module:
+    """The student in a `student.pth`, in eval mode on the CPU.
+
+    Args:
+        path: the checkpoint, which holds what is needed.
+        source: `file.py:factory` of a student that is made by a file. The one that the checkpoint names is
+            not run unasked; it has the file's text as `arch_source`.
+
+    Raises:
+        UserError: it is damaged or incomplete, or of another network, or needs a `source`.
+    """
+    path = Path(path)
+    content = checkpoint.read(path)
+    try:
+        arch, classes, channels = content["arch"], len(content["classes"]), len(content["mean"])
+        arguments = parse_arguments(content.get("arch_args"), "--student_args")
+        if not (arch in models.NAMES or is_foreign(arch)):
+            raise ValueError(f"no network is called {arch}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} does not say how to rebuild its network ({error!r})") from error
+    if source is None and of_file(arch):
+        raise UserError(f"{path} is of a file's network, which is not run unasked: add --student {arch}")
+    if source is None:
+        arguments = without_weights(arguments)
+    network = build(source or arch, "--student", classes, channels, arguments)
+    checkpoint.load_network(
+        network, checkpoint.state_dict_of(content, path), path, f"{arch} with {classes} classes"
+    )
+    return network.eval()
+
+
+def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a network that is only to be rebuilt: nothing is fetched or read for it."""
+    return {name: value for name, value in arguments.items() if name not in OF_WEIGHTS}
 
 
 def _called(function: Any, where: str) -> Any:
@@ -135,25 +236,50 @@ def _called(function: Any, where: str) -> Any:
         raise UserError(f"{where} raised {type(error).__name__}: {error}") from error
 
 
-def _for_channels(network: nn.Module, channels: int) -> nn.Module:
-    """The network with a new first convolution where it is made for 3 channels and `channels` are others."""
+def _replace_first_convolution(network: nn.Module, channels: int) -> None:
+    """Give a network a new first convolution, for images of so many channels."""
     for parent in network.modules():
         for name, layer in parent.named_children():
             if isinstance(layer, nn.Conv2d):
-                if layer.in_channels == 3 != channels:
-                    fresh = nn.Conv2d(
-                        channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-                        layer.dilation, 1, layer.bias is not None, layer.padding_mode,
-                    )  # fmt: skip
-                    setattr(parent, name, fresh)
-                return network
-    return network
+                fresh = nn.Conv2d(
+                    channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                    layer.dilation, 1, layer.bias is not None, layer.padding_mode,
+                )  # fmt: skip
+                setattr(parent, name, fresh)
+                return
 
 
-def input_channels(network: nn.Module) -> int:
-    """Of the images that a network takes: those of its first convolution; 3 of one that has none."""
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    return convolutions[0].in_channels if convolutions else 3
+def input_channels(network: nn.Module) -> int | None:
+    """Of the images that a network takes: those of its first convolution; None of one that has none."""
+    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return next((layer.in_channels for layer in convolutions), None)
+
+
+def probe_input(
+    network: nn.Module, channels: int | None, img_size: int | None, device: torch.device
+) -> tuple[int, int | None]:
+    """Channels and size of the images that a network takes, where they are not known: by trying.
+
+    Args:
+        network: in eval mode, on the device.
+        channels: None if not known; then those of its first convolution, else 3 or 1.
+        img_size: None if not known; then the one of SIZES that works, if it is one alone.
+
+    Returns:
+        Channels; size, None if several work or none does.
+    """
+    channels = channels or input_channels(network)
+    works: list[tuple[int, int]] = []
+    for count in (channels,) if channels else (3, 1):
+        for size in (img_size,) if img_size else SIZES:
+            with torch.no_grad(), suppress(Exception):
+                network(torch.zeros(1, count, size, size, device=device))
+                works.append((count, size))
+            if len(works) == 2:
+                return works[0][0], img_size
+    if not works:
+        return channels or 3, img_size
+    return works[0]
 
 
 def own_settings(network: nn.Module) -> dict[str, Any]:
@@ -180,27 +306,50 @@ class NetworkFacts:
     bn_layers: int  # BatchNorm2d layers with statistics
     parameters: int
     flops: int  # of one image: multiplications and additions
-    feature_dim: int
+    feature_dim: int | None  # None where they were not looked for
+    hook: RemovableHandle | None = None  # of a network that takes no channels-last images
 
     def __str__(self) -> str:
+        features = "" if self.feature_dim is None else f"{self.feature_dim} features, "
         return (
             f"{self.parameters / 1e6:.2f} M parameters, {self.flops / 1e6:,.0f} MFLOPs an image, "
-            f"{self.bn_layers} BatchNorm layers with statistics, {self.feature_dim} features, "
-            f"{self.num_classes} classes"
+            f"{self.bn_layers} BatchNorm2d layers with statistics, {features}{self.num_classes} classes"
         )
+
+
+def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
+    """Channels-last images are the faster ones, but a network may rely on plain ones (`x.view` after a
+    convolution does). If it does, a hook makes them plain from now on, and is returned.
+
+    Args:
+        network: in eval mode.
+        images: such as it takes, channels-last.
+    """
+    try:
+        with torch.no_grad():
+            network(images)
+    except RuntimeError as error:
+        if "view" not in str(error):
+            raise
+        network.to(memory_format=torch.contiguous_format)
+        return network.register_forward_pre_hook(
+            lambda _network, inputs: tuple(value.contiguous() for value in inputs)
+        )
+    return None
 
 
 @torch.no_grad()
 def examine(
     network: nn.Module, name: str, channels: int, img_size: int, device: torch.device,
-    feature_layer: str | None = None,
+    feature_layer: str | None = None, trained: bool = False,
 ) -> NetworkFacts:
-    """Run a network on two images, and see that it gives logits and has features.
+    """Run a network on two images, and see that it gives logits and, if it is a teacher, has features.
 
     Args:
         network: on the device.
         name: for error messages.
         feature_layer: see `penultimate.find_layer`.
+        trained: whether it is the student, which must give logits in train mode too, and needs no features.
 
     Raises:
         UserError: it does not take such images, or gives something else than logits (N, C).
@@ -210,25 +359,38 @@ def examine(
     training = network.training
     network.eval()
     images = torch.rand(2, channels, img_size, img_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     shape = f"{channels} x {img_size} x {img_size}"
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    hook, dim = None, None
     try:
-        features = PenultimateFeatures(network, feature_layer, images)
-        with FlopCounterMode(display=False) as counter, features.capture():
+        hook = settle_layout(network, images)
+        with FlopCounterMode(display=False) as counter:
             logits = network(images)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+        outputs = [(logits, "")]
+        if trained:
+            outputs.append((network.train()(images), " in train mode"))
+        for output, mode in outputs:
+            if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise UserError(f"gives {got} for 2 images of {shape}{mode}, not logits (2, classes)")
+        if not trained:
+            dim = PenultimateFeatures(network, feature_layer, images).dim
     except Exception as error:
+        if hook:
+            hook.remove()
+        if isinstance(error, UserError):
+            raise UserError(f"{name}: {error}") from error
         raise UserError(f"{name} cannot take images of {shape}: {type(error).__name__}: {error}") from error
     finally:
         network.train(training)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{name} gives {got} for 2 images of {shape}: it must give logits (2, classes)")
+        for buffer, value in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
     statistics = [
         layer for layer in network.modules()
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
     ]  # fmt: skip
     return NetworkFacts(
         logits.shape[1], len(statistics), sum(p.numel() for p in network.parameters()),
-        counter.get_total_flops() // 2, features.dim,
+        counter.get_total_flops() // 2, dim, hook,
     )  # fmt: skip

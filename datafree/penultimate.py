@@ -21,7 +21,7 @@ class PenultimateFeatures:
             the modules.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or it does not see one row an image.
     """
 
     def __init__(self, network: nn.Module, layer: str | None = None, images: Tensor | None = None):
@@ -31,6 +31,12 @@ class PenultimateFeatures:
         if images is not None:
             with torch.no_grad(), self.capture():
                 network(images)
+            if self.value is None or len(self.value) != len(images):
+                got = "is not used" if self.value is None else f"sees {len(self.value)} rows"
+                raise UserError(
+                    f"the layer to take features from {got} in a forward pass of {len(images)} images: name "
+                    "another with --feature_layer"
+                )
             self.dim = self.value.shape[1]
 
     @contextmanager
@@ -39,7 +45,7 @@ class PenultimateFeatures:
         their gradient."""
 
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.value = inputs[0].flatten(1)
+            self.value = inputs[0].flatten(1) if inputs and isinstance(inputs[0], Tensor) else None
 
         handle = self.layer.register_forward_pre_hook(hook)
         try:
@@ -49,8 +55,8 @@ class PenultimateFeatures:
 
 
 def find_layer(network: nn.Module, name: str | None = None, images: Tensor | None = None) -> nn.Module:
-    """The layer whose input are the features: the one named, or else the last linear one that a forward
-    pass of `images` uses (the last there is, without images).
+    """The layer whose input are the features: the one named, or else the linear one that a forward pass of
+    `images` gets its logits from, or else the last one that it uses (the last there is, without images).
 
     Raises:
         UserError: there is none.
@@ -63,17 +69,18 @@ def find_layer(network: nn.Module, name: str | None = None, images: Tensor | Non
         return modules[name]
     linear = [layer for layer in modules.values() if isinstance(layer, nn.Linear)]
     if images is not None:
-        used: list[nn.Module] = []
+        used: list[tuple[nn.Module, Tensor]] = []
         handles = [
-            layer.register_forward_pre_hook(lambda layer, _inputs: used.append(layer)) for layer in linear
+            layer.register_forward_hook(lambda layer, _inputs, output: used.append((layer, output)))
+            for layer in linear
         ]
         try:
             with torch.no_grad():
-                network(images)
+                logits = network(images)
         finally:
             for handle in handles:
                 handle.remove()
-        linear = used
+        linear = [layer for layer, output in used if output is logits] or [layer for layer, _ in used]
     if not linear:
         raise UserError(
             f"{type(network).__name__} has no linear layer to take features from: name the layer whose input "

@@ -78,11 +78,13 @@ class DataFacts:
         return len(self.mean)
 
     def for_channels(self, channels: int) -> DataFacts:
-        """The same for images of another number of channels: one grey channel has the means of three."""
-        if channels == self.channels:
-            return self
-        mean, std = (sum(values) / len(values) for values in (self.mean, self.std))
-        return replace(self, mean=(mean,) * channels, std=(std,) * channels)
+        """The same for images of so many channels: a single number is meant for each, and one grey channel
+        has the mean of three."""
+
+        def fit(values: tuple[float, ...]) -> tuple[float, ...]:
+            return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+        return replace(self, mean=fit(self.mean), std=fit(self.std))
 
     @property
     def normalize(self) -> Normalize:
@@ -103,10 +105,13 @@ class DataFacts:
             "flip": self.flip,
         }
 
-    def describe(self, arch: str, network: nn.Module) -> dict[str, Any]:
-        """A checkpoint that says how it is to be used."""
+    def describe(
+        self, arch: str, network: nn.Module, arguments: str | None = None, source: str | None = None
+    ) -> dict[str, Any]:
+        """A checkpoint that says how it is rebuilt and used; `source` is the text of its file, if any."""
         state = {key: value.detach().cpu() for key, value in network.state_dict().items()}
-        return {"state_dict": state, "arch": arch, **self.record()}
+        made = {"arch": arch, "arch_args": arguments, "arch_source": source}
+        return {"state_dict": state, **made, **self.record()}
 
 
 def data_facts(
@@ -146,36 +151,50 @@ def data_facts(
 
 def facts_without_data(
     mean: str | None, std: str | None, img_size: int | None, flip: bool | None, teacher: nn.Module,
-    channels: int, recorded: Mapping[str, Any], feature_layer: str | None = None,
+    device: torch.device, channels: int | None, recorded: Mapping[str, Any], feature_layer: str | None = None,
 ) -> tuple[DataFacts, list[str]]:
     """What `--dataset none` knows: from the flags, else what the teacher's checkpoint records, else what the
-    teacher itself says; the class count is that of its logits. With warnings of what was assumed.
+    teacher itself says, or takes when it is tried; the class count is that of its logits. With warnings of
+    what was assumed.
 
     Raises:
         UserError: the image size is nowhere to be found, or the teacher does not take such images.
     """
     own = {**networks.own_settings(teacher), **recorded}
+    warnings = []
     img_size = img_size or own.get("img_size")
+    channels, found = networks.probe_input(teacher, channels, img_size, device)
     if img_size is None:
-        raise UserError("the teacher does not say how large its images are: give --img_size")
+        if found is None:
+            raise UserError("the teacher does not say how large its images are: give --img_size")
+        img_size = found
+        warnings.append(f"no --img_size: {found} is the only size of those tried that the teacher takes")
+    require_channels(channels)
     if img_size % 4 or img_size < 8:
         raise UserError(f"images of {img_size} pixels: --img_size must be a multiple of 4, 8 or more")
     if mean in NORMALIZATIONS and std is None:
         std = mean
     chosen_mean = _channels("--mean", mean, 0) or own.get("mean")
     chosen_std = _channels("--std", std, 1) or own.get("std")
-    warnings = []
     if chosen_mean is None or chosen_std is None:
         warnings.append("no --mean and --std: the teacher's input is taken to be normalised to -1 .. 1")
         chosen_mean, chosen_std = (0.5,) * channels, (0.5,) * channels
     if min(chosen_std) <= 0:
         raise UserError(f"--std {std} has a value that is not above 0")
-    device = next(teacher.parameters()).device
-    found = networks.examine(teacher, "--teacher", channels, img_size, device, feature_layer)
-    classes = tuple(str(label) for label in range(found.num_classes))
-    facts = DataFacts("none", classes, img_size, tuple(chosen_mean), tuple(chosen_std),
-                      own.get("flip", True) if flip is None else flip)  # fmt: skip
+    count = networks.examine(teacher, "--teacher", channels, img_size, device, feature_layer).num_classes
+    facts = DataFacts(
+        "none", tuple(str(label) for label in range(count)), img_size, tuple(chosen_mean), tuple(chosen_std),
+        own.get("flip", True) if flip is None else flip,
+    )  # fmt: skip
     return facts.for_channels(channels), warnings
+
+
+def require_channels(channels: int) -> None:
+    """Raises:
+    UserError: images have neither one channel nor three.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"images of {channels} channels: networks must take 1 or 3")
 
 
 def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:
@@ -192,15 +211,6 @@ def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | No
     if len(values) not in (1, 3) or not all(abs(value) < 1e6 for value in values):
         raise UserError(f"{flag} needs three finite numbers separated by commas (one for grey), not {text}")
     return values
-
-
-def create_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """A fresh network, see `networks.build`.
-
-    Raises:
-        UserError: `pretrained` weights do not exist or cannot be fetched.
-    """
-    return networks.build(name, "--model", num_classes, pretrained=pretrained)
 
 
 def read_teacher(dataset: str, arch: str, path: str | None) -> tuple[Path | None, Any]:
@@ -252,17 +262,20 @@ def load_teacher(
         arch: see `networks.build`.
         num_classes: None where the checkpoint, or the network itself, is to tell.
         file, content: its checkpoint; None for a network that has its weights already.
-        channels: of its images, where it lets itself be told.
+        channels: of its images; None where the checkpoint, or the network itself, is to tell.
         arguments: for networks that are not this project's.
 
     Raises:
         UserError: the network cannot be made, or the checkpoint is of another one.
     """
     state = None if file is None else checkpoint.state_dict_of(content, file)
-    if num_classes is None and state:
-        num_classes = _classes_in(content, state)
-    with torch.random.fork_rng(devices=[]):  # its random start is overwritten, and must not move others
-        teacher = networks.build(arch, "--teacher", num_classes, channels or 3, arguments)
+    if state:
+        num_classes = num_classes or _classes_in(content, state)
+        first = next((value.shape[1] for value in state.values() if value.dim() == 4), None)
+        channels = channels or (first if first in (1, 3) else None)
+    with torch.random.fork_rng(devices=[]):  # its random start must not move others
+        torch.manual_seed(0)  # and be the same in every process, where no checkpoint replaces it
+        teacher = networks.build(arch, "--teacher", num_classes, channels, arguments, fresh=bool(state))
     if state:
         of = "" if num_classes is None else f" with {num_classes} classes"
         checkpoint.load_network(teacher, state, file, arch + of)

@@ -101,23 +101,12 @@ def load_student(run: Run, device: torch.device, source: str | None = None) -> n
     Args:
         run: a finished run.
         device: where the student goes.
-        source: `file.py:factory` of a student that is defined in a file. The one that the run names is not
-            run, since a run folder may come from anywhere.
+        source: see `networks.rebuild`.
 
     Raises:
-        UserError: there is none, or it is of another architecture than the run's.
+        UserError: there is none, or it cannot be rebuilt.
     """
-    path, config = run.path / "student.pth", run.config
-    arch = source or config["student"]
-    if source is None and ".py:" in arch:
-        raise UserError(f"{run.path} has a student of a file, which is not run unasked: add --student {arch}")
-    content = checkpoint.read(path)
-    arguments = networks.parse_arguments(config.get("student_args"), "--student_args")
-    channels = len(config["mean"])
-    student = networks.build(arch, "--student", len(config["classes"]), channels, arguments)
-    name = f"{run.config['student']} with {len(run.config['classes'])} classes"
-    checkpoint.load_network(student, checkpoint.state_dict_of(content, path), path, name)
-    return student.to(device).eval()
+    return networks.rebuild(run.path / "student.pth", source).to(device)
 
 
 @torch.no_grad()
@@ -127,11 +116,15 @@ def network_features(
 ) -> Tensor:
     """Penultimate features (len(rows), D) of samples, on the CPU; `on_batch` is told how many are done."""
     normalize = Normalize(tuple(run.config["mean"]), tuple(run.config["std"]))
-    seen, parts = PenultimateFeatures(network), []
+    parts: list[Tensor] = []
     for indices in rows.split(BATCH):
         inputs = normalize(to_float(samples.images(indices).to(device)))
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if not parts:
+            networks.settle_layout(network, inputs[:1])
+            seen = PenultimateFeatures(network, images=inputs)
         with seen.capture():
-            network(inputs.contiguous(memory_format=torch.channels_last))
+            network(inputs)
         parts.append(seen.value.float().cpu())
         on_batch(len(indices))
     return torch.cat(parts)

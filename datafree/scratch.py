@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from datafree import checkpoint, data, losses, prepare
+from datafree import checkpoint, data, losses, networks, prepare
 from datafree.errors import UserError
 from datafree.evaluate import Evaluation, evaluate
 from datafree.record import RunFolder, environment, refuse_existing
@@ -109,8 +109,19 @@ def train(args: argparse.Namespace, output: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write {output} ({error}): name another --output") from error
     torch.manual_seed(args.seed)
-    network = prepare.create_network(args.model, facts.num_classes, args.pretrained).to(device)
-    facts = replace(facts, classes=tuple(train_images.classes))
+    arguments = networks.parse_arguments(args.model_args, "--model_args")
+    network = networks.build(
+        args.model, "--model", facts.num_classes, arguments=arguments, pretrained=args.pretrained
+    ).to(device)
+    source = networks.source_of(args.model)
+    channels, _ = networks.probe_input(network, None, facts.img_size, device)
+    prepare.require_channels(channels)
+    with torch.random.fork_rng(devices=[]):
+        found = networks.examine(network, args.model, channels, facts.img_size, device, trained=True)
+    if found.num_classes != facts.num_classes:
+        raise UserError(f"{args.model} gives {found.num_classes} classes, not {facts.num_classes}")
+    facts = replace(facts, classes=tuple(train_images.classes)).for_channels(channels)
+    train_images, test_images = (images.for_channels(channels) for images in (train_images, test_images))
 
     def criterion(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(network(inputs), labels)
@@ -121,7 +132,7 @@ def train(args: argparse.Namespace, output: Path) -> None:
     for row in fit(network, criterion, train_images, facts, score, args, device):
         tqdm.write(progress_line(row, args.epochs), file=sys.stdout)
     scores = score(network)
-    checkpoint.save(facts.describe(args.model, network), output)
+    checkpoint.save(facts.describe(args.model, network, args.model_args, source), output)
     record = {"model": args.model, "dataset": args.dataset, "seed": args.seed, "epochs": args.epochs,
               "test_top1": scores.top1, **environment(device)}  # fmt: skip
     output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -146,7 +157,7 @@ def distill(args: argparse.Namespace) -> None:
         prepare.recorded_facts(content),
     )
     torch.manual_seed(args.seed)
-    student = prepare.create_network(args.student, facts.num_classes).to(device)
+    student = networks.build(args.student, "--student", facts.num_classes).to(device)
     teacher = prepare.load_teacher(args.teacher, facts.num_classes, file, content, device)
     common = args.data_root, facts.img_size, args.download, args.workers
     test_images = data.load(args.dataset, "test", *common)

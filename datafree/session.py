@@ -77,10 +77,11 @@ class Session:
         set_kernels(args.deterministic)
         self.teacher_file: Path | None = None
         if args.evaluate_only and args.dataset != "none":  # for which the teacher need not be there
-            self.facts = prepare.data_facts(
-                args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip,
-                prepare.recorded_facts(checkpoint.read(self._student_file())),
+            recorded = prepare.recorded_facts(checkpoint.read(self._student_file()))
+            facts = prepare.data_facts(
+                args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip, recorded
             )
+            self.facts = facts.for_channels(args.channels or len(recorded.get("mean", "rgb")))
         else:
             self.teacher, self.facts = self._load_teacher()
         torch.manual_seed(args.seed)
@@ -89,8 +90,8 @@ class Session:
             args.student, "--student", self.facts.num_classes, self.facts.channels, arguments, args.pretrained
         )
         self.student = student.to(self.device)
-        if not args.evaluate_only:
-            self._introduce()
+        self.student_source = networks.source_of(args.student)
+        self._introduce()
 
     def _student_file(self) -> Path:
         return Path(self.args.resume) if self.args.resume else self.folder / "student.pth"
@@ -104,6 +105,8 @@ class Session:
         a = self.args
         file, content = prepare.read_teacher(a.dataset, a.teacher, a.teacher_ckpt)
         self.teacher_file, recorded = file, prepare.recorded_facts(content)
+        if file is None:
+            self.say(f"warning: no --teacher_ckpt: {a.teacher} keeps the weights it is made with", "yellow")
         arguments = networks.parse_arguments(a.teacher_args, "--teacher_args")
         if a.dataset != "none":
             facts = prepare.data_facts(
@@ -112,11 +115,12 @@ class Session:
             teacher = prepare.load_teacher(
                 a.teacher, facts.num_classes, file, content, self.device, a.channels, arguments
             )
-            return teacher, facts.for_channels(a.channels or networks.input_channels(teacher))
+            channels, _ = networks.probe_input(teacher, a.channels, facts.img_size, self.device)
+            prepare.require_channels(channels)
+            return teacher, facts.for_channels(channels)
         teacher = prepare.load_teacher(a.teacher, None, file, content, self.device, a.channels, arguments)
-        channels = a.channels or networks.input_channels(teacher)
         facts, warnings = prepare.facts_without_data(
-            a.mean, a.std, a.img_size, a.flip, teacher, channels, recorded, a.feature_layer
+            a.mean, a.std, a.img_size, a.flip, teacher, self.device, a.channels, recorded, a.feature_layer
         )
         for warning in warnings:
             self.say(f"warning: {warning}", "yellow")
@@ -129,27 +133,22 @@ class Session:
             UserError: one does not.
         """
         a, facts = self.args, self.facts
-        with torch.random.fork_rng(devices=[]):
-            found = {
-                name: networks.examine(network, f"--{name} {arch}", facts.channels, facts.img_size,
-                                       self.device, layer)
-                for name, network, arch, layer in (
-                    ("teacher", self.teacher, a.teacher, a.feature_layer),
-                    ("student", self.student, a.student, None),
-                )
-            }  # fmt: skip
-        for name, known in found.items():
-            if known.num_classes != facts.num_classes:
+        both = [("student", self.student, a.student, None)]
+        if not a.evaluate_only:
+            both.insert(0, ("teacher", self.teacher, a.teacher, a.feature_layer))
+        for name, network, arch, layer in both:
+            with torch.random.fork_rng(devices=[]):
+                found = networks.examine(network, f"--{name} {arch}", facts.channels, facts.img_size,
+                                         self.device, layer, name == "student")  # fmt: skip
+            if found.num_classes != facts.num_classes:
                 raise UserError(
-                    f"--{name} {getattr(a, name)} gives {known.num_classes} classes, not "
-                    f"{facts.num_classes}: give it as many"
+                    f"--{name} {arch} gives {found.num_classes} classes, not {facts.num_classes}: give it "
+                    "as many"
                 )
-            self.say(f"{name} {getattr(a, name)}: {known}")
-        if not found["teacher"].bn_layers and "bn" in METHODS[a.method].takes:
-            self.say(
-                "warning: the teacher has no BatchNorm statistics to match, so --bn has no effect: samples "
-                "will be less like what it was trained on, and the student weaker", "yellow",
-            )  # fmt: skip
+            if not a.evaluate_only:
+                self.say(f"{name} {arch}: {found}")
+            if name == "teacher" and not found.bn_layers and "bn" in METHODS[a.method].takes:
+                self.say(f"warning: {networks.NO_STATISTICS}", "yellow")
 
     @cached_property
     def test_images(self) -> data.ImageSet:
@@ -157,12 +156,9 @@ class Session:
         if not self.processes.first:
             self.processes.wait()  # until the first has downloaded what is to be
         if a.dataset == "none":
-            images = data.load_labelled(Path(a.eval_folder), self.facts.img_size, a.workers)
-            if len(images.classes) != self.facts.num_classes:
-                raise UserError(
-                    f"{a.eval_folder} has {len(images.classes)} class folders, and the teacher "
-                    f"{self.facts.num_classes} classes: one folder each, in the teacher's order by name"
-                )
+            images = data.load_labelled(
+                Path(a.eval_folder), self.facts.img_size, self.facts.num_classes, a.workers
+            )
         else:
             images = data.load(a.dataset, "test", a.data_root, self.facts.img_size, a.download, a.workers)
         if self.processes.first:
@@ -309,6 +305,7 @@ class Session:
         first_samples = None
         if a.cmi_init and a.method == "cmi" and a.resume is None:
             first_samples = data.load_folder(Path(a.cmi_init), self.facts.img_size, a.workers)
+            first_samples = first_samples.for_channels(self.facts.channels)
         if a.resume is not None:
             progress = self._resume(distiller)
         else:
@@ -335,7 +332,7 @@ class Session:
         with ProgressBar(distiller.settings, progress.epoch, a.print_freq, self.say, judged) as bar:
             self._run_epochs(distiller, run, progress, bar)
         self.processes.end()
-        run.save_student({**self.facts.describe(a.student, self.student), "arch_args": a.student_args})
+        run.save_student(self.facts.describe(a.student, self.student, a.student_args, self.student_source))
         self._finish(run, progress)
         if a.export_repository:
             run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")

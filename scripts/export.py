@@ -23,6 +23,7 @@ from datafree.flags import run as run_script
 if TYPE_CHECKING:
     from torch import nn
 
+    from datafree import shipping
     from datafree.runs import Run
 
 FORMATS = ("onnx", "torch_export", "safetensors")
@@ -52,6 +53,9 @@ def main() -> None:
 
     run = read_run(args.run)
     config, cpu = run.config, torch.device("cpu")
+    missing = [name for name in ("img_size", "mean", "std", "classes") if not config.get(name)]
+    if missing:
+        raise UserError(f"{args.run}/config.json has no {missing[0]}: only finished runs can be exported")
     size, mean, std = config["img_size"], tuple(config["mean"]), tuple(config["std"])
 
     def ship(student: nn.Module) -> shipping.Shipped:
@@ -80,72 +84,88 @@ def main() -> None:
             temporary, args.format, lambda: ship(load_student(run, cpu, args.student))
         )
         compared = {name: shipping.compare(shipped, exported, batch) for name, batch in images.items()}
+        card = folder / f"model_card_{args.format}.md"
+        written = model_card(run, shipped, file.name, compared, args.teacher)
         temporary.replace(file)
+        card.write_text(written, encoding="utf-8")
     finally:
         temporary.unlink(missing_ok=True)
     for name, (difference, same) in compared.items():
         print(f"{len(images[name])} {name} images: the same class for {100 * same:.1f} %, "
               f"logits within {difference:.1e} of the largest")  # fmt: skip
-    card = folder / "model_card.md"
-    card.write_text(model_card(run, shipped, file, compared, args.teacher), encoding="utf-8")
     print(f"{file} ({file.stat().st_size / 1e6:.2f} MB), {card}")
 
 
 def model_card(
-    run: Run, shipped: nn.Module, file: Path, compared: dict[str, tuple[float, float]],
+    run: Run, shipped: shipping.Shipped, file: str, compared: dict[str, tuple[float, float]],
     teacher_source: str | None,
 ) -> str:
     """What someone must know who uses the student, as Markdown."""
     import torch
 
     from datafree import networks, shipping
+    from datafree.flags import of_file
+    from datafree.methods import METHODS, SYNTHESIS_FLAGS
     from datafree.record import environment
 
-    c, summary = run.config, run.summary
+    c, summary, method = run.config, run.summary, METHODS.get(run.config["method"])
     size, channels = c["img_size"], len(c["mean"])
-    batch = torch.rand(32, channels, size, size)
-    rows = [("student", c["student"], shipped)]
-    arch = teacher_source or c["teacher"]
-    if teacher_source or ".py:" not in arch:
+    rows = [("student", c["student"], shipped.student)]
+    arch, unmeasured = teacher_source or c["teacher"], ""
+    try:
+        if teacher_source is None and of_file(arch):
+            raise UserError(f"it is of a file, which is named with --teacher {arch}")
         arguments = networks.parse_arguments(c.get("teacher_args"), "--teacher_args")
-        teacher = networks.build(arch, "--teacher", len(c["classes"]), channels, arguments).eval()
-        rows.append(("teacher", c["teacher"], teacher))
+        teacher = networks.build(arch, "--teacher", len(c["classes"]), channels,
+                                 networks.without_weights(arguments))  # fmt: skip
+        rows.append(("teacher", c["teacher"], teacher.to(memory_format=torch.contiguous_format).eval()))
+    except UserError as error:
+        unmeasured = f"The teacher was not measured: {error}."
     table = ["| | network | parameters | MB of weights | ms an image, batches of 32 |",
              "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    batch = torch.rand(32, channels, size, size)
     for name, of, network in rows:
         count = sum(parameter.numel() for parameter in network.parameters())
         weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
         took = shipping.milliseconds(network, batch) / len(batch)
         table.append(f"| {name} | {of} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |")
     here = environment(torch.device("cpu"))
-    if c.get("judged_by") == "agreement":
+    if not run.accurate:
         judged = (
             "- Agreement with the teacher on synthetic samples held out from training: "
             f"{summary['last_top1']:.2f} %. There were no real images: this is not accuracy, and the student "
             "should be tested on real ones before use."
         )
     else:
-        judged = f"- Test accuracy on {c['dataset']}, last epoch: {summary['last_top1']:.2f} %"
+        tested = f"the labelled images in {c['eval_folder']}" if c["dataset"] == "none" else c["dataset"]
+        judged = f"- Test accuracy on {tested}, last epoch: {summary['last_top1']:.2f} %"
         if summary.get("teacher_top1") is not None:
             judged += f" (teacher: {summary['teacher_top1']:.2f} %)"
-    settings = ("epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "lr", "T", "g_steps", "lr_g",
-                "lr_z", "adv", "bn", "oh", "dlw", "blg", "iho")  # fmt: skip
+    takes = method.takes if method else ()
+    flags = ("epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "lr", "T", *SYNTHESIS_FLAGS)
+    settings = [
+        f"{flag} {c[flag]}" for flag in flags
+        if c.get(flag) is not None and (flag not in SYNTHESIS_FLAGS or flag in takes)
+        and not (flag == "oh" and c.get("dlw"))
+    ]  # fmt: skip
     checks = "; ".join(
         f"{name} images: same class for {100 * same:.1f} %, logits within {difference:.1e}"
         for name, (difference, same) in compared.items()
     )
     shape = f"(N, {channels}, {size}, {size})"
+    title = f"{c['student']}, distilled from {c['teacher']}" + (" without data" if method else "")
     return "\n".join([
-        f"# {c['student']}, distilled from {c['teacher']} without data", "",
-        f"- File: `{file.name}`. Input: images {shape} in [0, 1], which it normalises itself.",
+        f"# {title}", "",
+        f"- File: `{file}`. Input: images {shape} in [0, 1], which it normalises itself.",
         f"- Output: logits (N, {len(c['classes'])}), classes in this order: {', '.join(c['classes'][:20])}"
         + (", ..." if len(c["classes"]) > 20 else "") + ".",
         judged,
-        f"- Method: {run.variant}, seed {run.seed}, git commit {c.get('git_commit')}.",
-        "- Settings: " + ", ".join(f"{name} {c[name]}" for name in settings if name in c) + ".",
+        f"- Method: {run.variant.removesuffix(', agreement')}, seed {run.seed}, "
+        f"git commit {c.get('git_commit')}.",
+        f"- Settings: {', '.join(settings)}.",
         f"- Compared with PyTorch on {checks}.", "",
         f"Measured on {here['device_name'] or 'a CPU'}, {here['threads']} threads, torch {here['torch']}:",
-        "", *table, "",
+        "", *table, *(["", unmeasured] if unmeasured else []), "",
     ])  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soak
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_here, run_script
 from PIL import Image
 from test_methods import distiller, flags
 from test_scripts import Malicious, assert_refused, metrics, write_folder, write_teacher
@@ -463,7 +463,7 @@ def test_broken_images_are_named_and_nothing_is_left_out_silently(content, cwd):
     path.write_bytes(content)
     write_teacher(cwd / "two.pth", num_classes=2)
     more = ["--dataset", "folder", "--data_root", "images", "--teacher_ckpt", "two.pth", "--img_size", 32]
-    done = bsr(cwd, *more)
+    done = run_here("bsr_main.py", *COMMON, *more, cwd=cwd)
     assert_refused(done, "cannot read the image images/test/b/9.png")
     assert not (cwd / "out").exists()
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_here, run_script
 from PIL import Image
 from test_scripts import TINY, assert_refused, metrics, write_teacher
 from test_tables import write_run
@@ -300,34 +300,36 @@ def test_tensorboard_events_hold_metrics_and_sheets(runs):
 def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     report_script = "show_result/report.py"
     for script in (POINTS, report_script):
-        assert_refused(run_script(script, tmp_path, cwd=tmp_path), "cannot be read as")
+        assert_refused(run_here(script, tmp_path, cwd=tmp_path), "cannot be read as")
     shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin", "repository"))
-    assert_refused(run_script(POINTS, "bare", cwd=tmp_path), "has no samples")
+    assert_refused(run_here(POINTS, "bare", cwd=tmp_path), "has no samples")
     shutil.copytree(runs / "bsr", tmp_path / "cut")
     os.truncate(tmp_path / "cut" / SAMPLES, 1000)
     for script in (POINTS, report_script):
-        assert_refused(run_script(script, "cut", cwd=tmp_path), "of the 64 samples of the checkpoint")
+        assert_refused(run_here(script, "cut", cwd=tmp_path), "of the 64 samples of the checkpoint")
     shutil.copytree(runs / "bsr", tmp_path / "other")
-    write_teacher(tmp_path / "other/student.pth", "wrn40_1")
-    assert_refused(run_script(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
-    twice = run_script(POINTS, runs / "bsr", runs / "bsr", cwd=tmp_path)
+    student = torch.load(tmp_path / "other/student.pth")
+    student["state_dict"] = models.create("wrn40_1", 10).state_dict()
+    torch.save(student, tmp_path / "other/student.pth")
+    assert_refused(run_here(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
+    twice = run_here(POINTS, runs / "bsr", runs / "bsr", cwd=tmp_path)
     assert_refused(twice, "as many different --tags")
     (tmp_path / "file").write_text("")
-    unwritable = run_script(report_script, runs / "bsr", "--output", "file/report.html", cwd=tmp_path)
+    unwritable = run_here(report_script, runs / "bsr", "--output", "file/report.html", cwd=tmp_path)
     assert_refused(unwritable, "cannot write file/report.html")
-    nothing = run_script("show_result/ablation.py", "--points", tmp_path, cwd=tmp_path)
+    nothing = run_here("show_result/ablation.py", "--points", tmp_path, cwd=tmp_path)
     assert_refused(nothing, "no *_points.csv in")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,x,y\n")
-    damaged = run_script("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
+    damaged = run_here("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
     assert_refused(damaged, "cannot read damaged/a_points.csv")
     (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,1,2\n")
     for name, last in (("targets", 7), ("counts", 1)):
         (tmp_path / f"damaged/a_{name}.csv").write_text(f",0\n0,{last}\n")
-    unlike = run_script("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
+    unlike = run_here("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
     assert_refused(unlike, "do not belong together")
     sweep = "show_result/hyperparameters/hp.py"
-    assert_refused(run_script(sweep, "nowhere", cwd=tmp_path), "no run in")
+    assert_refused(run_here(sweep, "nowhere", cwd=tmp_path), "no run in")
     for seed, epochs in ((0, 420), (1, 5)):
         write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
-    assert_refused(run_script(sweep, "sweep", cwd=tmp_path), "differ in epochs too")
+    assert_refused(run_here(sweep, "sweep", cwd=tmp_path), "differ in epochs too")

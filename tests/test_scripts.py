@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import run_here, run_script
 from PIL import Image
 from torch import nn
 
@@ -333,7 +333,7 @@ BAD_FLAGS = [
 
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=lambda value: str(value)[:40])
 def test_bad_flags_get_one_line_and_status_2(flags, message, tmp_path):
-    assert_refused(run_script("bsr_main.py", *flags, cwd=tmp_path), message)
+    assert_refused(run_here("bsr_main.py", *flags, cwd=tmp_path), message)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -371,7 +371,7 @@ def bad_checkpoints():
 def test_bad_checkpoints_get_one_line_and_run_no_code(kind, tmp_path):
     write, message = bad_checkpoints()[kind]
     write(tmp_path / "teacher.pth")
-    done = run_script(
+    done = run_here(
         "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--teacher_ckpt", "teacher.pth",
         cwd=tmp_path,
     )
@@ -390,7 +390,7 @@ def test_bad_checkpoints_get_one_line_and_run_no_code(kind, tmp_path):
 )
 def test_absent_data_get_one_line_that_says_what_to_put_where(dataset, message, tmp_path):
     write_teacher(tmp_path / "teacher.pth")
-    done = run_script(
+    done = run_here(
         "bsr_main.py", "--dataset", dataset, "--data_root", "nowhere", "--teacher", "wrn16_1",
         "--student", "wrn16_1", "--teacher_ckpt", "teacher.pth", cwd=tmp_path,
     )

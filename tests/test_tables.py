@@ -11,7 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_here, run_script
 from scipy import stats
 from test_scripts import assert_refused, metrics, write_folder, write_teacher
 
@@ -173,7 +173,7 @@ def test_two_methods_are_compared_over_the_seeds_they_share(runs):
 
 def test_bad_tables_get_one_line(runs):
     def refused(*args):
-        return run_script("scripts/table.py", *args, cwd=runs)
+        return run_here("scripts/table.py", *args, cwd=runs)
 
     assert_refused(refused("nowhere"), "no run in nowhere")
     assert_refused(refused("runs/bsr-0", "--compare", "bsr", "fsat_meta"), "no runs of fsat_meta")
@@ -200,9 +200,9 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["last_top1"] == rows[-1]["test_top1"]
         assert (folder / "student.pth").is_file()
-    again = run_script("vanilla_kd.py", *common, cwd=tmp_path)
+    again = run_here("vanilla_kd.py", *common, cwd=tmp_path)
     assert_refused(again, "--overwrite")
-    absent = run_script("vanilla_kd.py", *common, "--images", "no", "--save_dir", "new", cwd=tmp_path)
+    absent = run_here("vanilla_kd.py", *common, "--images", "no", "--save_dir", "new", cwd=tmp_path)
     assert_refused(absent, "no folder of images")
     assert not (tmp_path / "new").exists()
     listed = table("run", cwd=tmp_path)

@@ -162,13 +162,14 @@ def weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients to the weights inside the block; both as before after it."""
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     flags = [parameter.requires_grad for parameter in network.parameters()]
     network.eval().requires_grad_(False)
     try:
         yield
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter, flag in zip(network.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
 
