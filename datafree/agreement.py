@@ -80,4 +80,4 @@ class HeldOut:
         """
         if state["images"].shape[1:] != self.images.shape[1:] or state["images"].dtype != torch.uint8:
             raise ValueError("the samples held out are of another shape")
-        self.images, self.seen = state["images"], int(state["seen"])
+        self.images, self.seen = state["images"], int(state.get("seen", 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -120,16 +121,17 @@ def _settings(given: Mapping[str, Any]) -> argparse.Namespace:
 
     parser.error = refuse
     known = sorted(set(vars(parser.parse_args([]))) - NOT_HERE - {"given"})
+    switches = {action.dest for action in parser._actions if action.nargs == 0}
     words = []
     for name, value in given.items():
         if name not in known:
             raise TypeError(f"distill() has no setting {name}{did_you_mean(name, known)}")
         if value is None or (value is False and parser.get_default(name) is False):
             continue
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name in switches:
             words.append(f"--{name}" if value else f"--no-{name}")
         else:
-            words.append(f"--{name}={value}")
+            words.append(f"--{name}={int(value) if isinstance(value, bool) else value}")
     args = parser.parse_args(words)
     for warning in settings.resolve(args):
         warnings.warn(warning, stacklevel=3)
@@ -144,7 +146,11 @@ def _check_images(image_size: int, mean: Sequence[float], std: Sequence[float]) 
         raise UserError(f"mean {mean} and std {std}: give one number a channel, 1 or 3 each")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std above 0")
-    if not isinstance(image_size, int) or image_size % 4 or image_size < 8:
+    try:
+        fits = operator.index(image_size) >= 8 and image_size % 4 == 0
+    except TypeError:
+        fits = False
+    if not fits:
         raise UserError(f"image_size {image_size}: it must be a multiple of 4, 8 or more")
 
 

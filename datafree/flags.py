@@ -108,7 +108,7 @@ def is_foreign(name: str) -> bool:
 
 def of_file(name: str) -> bool:
     """Whether a network is made by code of the user's own, which is run to make it."""
-    return is_foreign(name) and not name.startswith(("timm:", "torchvision:"))
+    return is_foreign(name) and name.rpartition(":")[0] not in ("timm", "torchvision")
 
 
 def network_name(known: Sequence[str]) -> Callable[[str], str]:

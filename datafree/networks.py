@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
 import sys
+import tokenize
 from ast import literal_eval
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -88,9 +90,9 @@ def build(
         network = _from_torchvision(what, flag, num_classes, arguments)
     else:
         network = _from_file(Path(source), what, flag, num_classes, channels, arguments)
-    if channels not in (None, input_channels(network)):
+    takes = input_channels(network)
+    if None not in (channels, takes) and channels != takes:
         if not fresh:
-            takes = input_channels(network)
             raise UserError(f"{flag} {name} takes images of {takes} channels, not {channels}: see --channels")
         _replace_first_convolution(network, channels)
     return network.to(memory_format=torch.channels_last)
@@ -169,16 +171,16 @@ def _beside(path: Path) -> Iterator[None]:
     folder, ours = path.resolve().parent, Path(models.__file__).resolve().parent.parent
     own = folder != ours and any((folder / name).exists() for name in ("models", "models.py"))
     hidden = {name: sys.modules.pop(name) for name in _models_loaded()} if own else {}
-    before = list(sys.path)
+    before, loaded = list(sys.path), set(sys.modules)
     sys.path[:] = [str(folder), *(place for place in before if not own or Path(place).resolve() != ours)]
     try:
         yield
     finally:
         sys.path[:] = before
-        if own:
-            for name in _models_loaded():
+        for name in set(sys.modules) - loaded:  # another file may have neighbours of the same names
+            if folder in Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parents:
                 del sys.modules[name]
-            sys.modules.update(hidden)
+        sys.modules.update(hidden)
 
 
 def _models_loaded() -> list[str]:
@@ -187,7 +189,10 @@ def _models_loaded() -> list[str]:
 
 def source_of(name: str) -> str | None:
     """The text of the file that makes a network, if one does."""
-    return Path(name.rpartition(":")[0]).read_text(encoding="utf-8") if of_file(name) else None
+    if not of_file(name):
+        return None
+    with tokenize.open(name.rpartition(":")[0]) as file:
+        return file.read()
 
 
 def rebuild(path: str | Path, source: str | None = None) -> nn.Module:
@@ -206,19 +211,20 @@ def rebuild(path: str | Path, source: str | None = None) -> nn.Module:
     try:
         arch, classes, channels = content["arch"], len(content["classes"]), len(content["mean"])
         arguments = parse_arguments(content.get("arch_args"), "--student_args")
-        if not (arch in models.NAMES or is_foreign(arch)):
+        if not isinstance(arch, str) or not (arch in models.NAMES or is_foreign(arch)):
             raise ValueError(f"no network is called {arch}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not say how to rebuild its network ({error!r})") from error
     if source is None and of_file(arch):
-        raise UserError(f"{path} is of a file's network, which is not run unasked: add --student {arch}")
+        raise UserError(f"{path} is of a file's network, which is not run unasked: add --student {arch} "
+                        "(source= in Python)")
     if source is None:
         arguments = without_weights(arguments)
     network = build(source or arch, "--student", classes, channels, arguments)
     checkpoint.load_network(
         network, checkpoint.state_dict_of(content, path), path, f"{arch} with {classes} classes"
     )
-    return network.eval()
+    return network.to(memory_format=torch.contiguous_format).eval()
 
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,21 +244,27 @@ def _called(function: Any, where: str) -> Any:
 
 def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     """Give a network a new first convolution, for images of so many channels."""
-    for parent in network.modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Conv2d):
-                fresh = nn.Conv2d(
-                    channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
-                    layer.dilation, 1, layer.bias is not None, layer.padding_mode,
-                )  # fmt: skip
-                setattr(parent, name, fresh)
-                return
+    name, old = first_convolution(network)
+    parent, _, leaf = name.rpartition(".")
+    fresh = nn.Conv2d(
+        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,
+        old.bias is not None, old.padding_mode,
+    )  # fmt: skip
+    setattr(network.get_submodule(parent), leaf, fresh)
+
+
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d | None]:
+    """The first one in the order of the modules, if it is one that images go into; its name."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            return name, layer if layer.in_channels in (1, 3) and layer.groups == 1 else None
+    return "", None
 
 
 def input_channels(network: nn.Module) -> int | None:
-    """Of the images that a network takes: those of its first convolution; None of one that has none."""
-    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
-    return next((layer.in_channels for layer in convolutions), None)
+    """Of the images that a network takes, if its first convolution tells."""
+    convolution = first_convolution(network)[1]
+    return convolution and convolution.in_channels
 
 
 def probe_input(
@@ -269,11 +281,15 @@ def probe_input(
         Channels; size, None if several work or none does.
     """
     channels = channels or input_channels(network)
+    if channels and img_size:
+        return channels, img_size
     works: list[tuple[int, int]] = []
     for count in (channels,) if channels else (3, 1):
         for size in (img_size,) if img_size else SIZES:
+            images = torch.zeros(1, count, size, size, device=device)
             with torch.no_grad(), suppress(Exception):
-                network(torch.zeros(1, count, size, size, device=device))
+                settle_layout(network, images)
+                network(images)
                 works.append((count, size))
             if len(works) == 2:
                 return works[0][0], img_size
@@ -361,7 +377,6 @@ def examine(
     images = torch.rand(2, channels, img_size, img_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     shape = f"{channels} x {img_size} x {img_size}"
-    buffers = [buffer.clone() for buffer in network.buffers()]
     hook, dim = None, None
     try:
         hook = settle_layout(network, images)
@@ -369,7 +384,7 @@ def examine(
             logits = network(images)
         outputs = [(logits, "")]
         if trained:
-            outputs.append((network.train()(images), " in train mode"))
+            outputs.append((copy.deepcopy(network).train()(images), " in train mode"))
         for output, mode in outputs:
             if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
                 got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -384,8 +399,6 @@ def examine(
         raise UserError(f"{name} cannot take images of {shape}: {type(error).__name__}: {error}") from error
     finally:
         network.train(training)
-        for buffer, value in zip(network.buffers(), buffers, strict=True):
-            buffer.copy_(value)
     statistics = [
         layer for layer in network.modules()
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None

@@ -271,11 +271,14 @@ def load_teacher(
     state = None if file is None else checkpoint.state_dict_of(content, file)
     if state:
         num_classes = num_classes or _classes_in(content, state)
-        first = next((value.shape[1] for value in state.values() if value.dim() == 4), None)
-        channels = channels or (first if first in (1, 3) else None)
     with torch.random.fork_rng(devices=[]):  # its random start must not move others
         torch.manual_seed(0)  # and be the same in every process, where no checkpoint replaces it
         teacher = networks.build(arch, "--teacher", num_classes, channels, arguments, fresh=bool(state))
+        name, convolution = networks.first_convolution(teacher)
+        saved = state and state.get(f"{name}.weight")
+        known = channels is None and convolution is not None and saved is not None and saved.dim() == 4
+        if known and saved.shape[1] != convolution.in_channels:  # the checkpoint's is of other images
+            teacher = networks.build(arch, "--teacher", num_classes, saved.shape[1], arguments)
     if state:
         of = "" if num_classes is None else f" with {num_classes} classes"
         checkpoint.load_network(teacher, state, file, arch + of)

@@ -114,9 +114,9 @@ def train(args: argparse.Namespace, output: Path) -> None:
         args.model, "--model", facts.num_classes, arguments=arguments, pretrained=args.pretrained
     ).to(device)
     source = networks.source_of(args.model)
-    channels, _ = networks.probe_input(network, None, facts.img_size, device)
-    prepare.require_channels(channels)
     with torch.random.fork_rng(devices=[]):
+        channels, _ = networks.probe_input(network.eval(), None, facts.img_size, device)
+        prepare.require_channels(channels)
         found = networks.examine(network, args.model, channels, facts.img_size, device, trained=True)
     if found.num_classes != facts.num_classes:
         raise UserError(f"{args.model} gives {found.num_classes} classes, not {facts.num_classes}")
@@ -158,7 +158,7 @@ def distill(args: argparse.Namespace) -> None:
     )
     torch.manual_seed(args.seed)
     student = networks.build(args.student, "--student", facts.num_classes).to(device)
-    teacher = prepare.load_teacher(args.teacher, facts.num_classes, file, content, device)
+    teacher = prepare.load_teacher(args.teacher, facts.num_classes, file, content, device, channels=3)
     common = args.data_root, facts.img_size, args.download, args.workers
     test_images = data.load(args.dataset, "test", *common)
     if args.images:

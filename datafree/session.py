@@ -182,6 +182,10 @@ class Session:
 
     def test_teacher(self) -> None:
         """Report the teacher's accuracy."""
+        if self.args.evaluate_only:  # without which it has been examined
+            images = torch.zeros(1, self.facts.channels, self.facts.img_size, self.facts.img_size)
+            images = images.to(self.device, memory_format=torch.channels_last)
+            networks.settle_layout(self.teacher, images)
         self.teacher_evaluation = self.score(self.teacher)
         self.say(f"teacher {self.args.teacher}: {self.teacher_evaluation}")
 

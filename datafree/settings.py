@@ -44,7 +44,7 @@ def build_parser() -> Parser:
     group.add_argument("--student_args", metavar="KEY=VALUE,...", help="likewise for the student")
     group.add_argument("--feature_layer", metavar="NAME",
                        help="layer of the teacher whose input are its penultimate features "
-                       "(default: its last linear layer)")
+                       "(default: the linear layer that gives its logits)")
     group.add_argument("--channels", type=int, choices=(1, 3),
                        help="of the images (default: those that the teacher takes)")
     group.add_argument("--pretrained", action="store_true",

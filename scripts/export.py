@@ -110,7 +110,18 @@ def model_card(
 
     c, summary, method = run.config, run.summary, METHODS.get(run.config["method"])
     size, channels = c["img_size"], len(c["mean"])
-    rows = [("student", c["student"], shipped.student)]
+    batch = torch.rand(32, channels, size, size)
+
+    def measured(name: str, of: str, network: nn.Module) -> str:
+        count = sum(parameter.numel() for parameter in network.parameters())
+        weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
+        took = shipping.milliseconds(network, batch) / len(batch)
+        return f"| {name} | {of} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |"
+
+    table = [
+        "| | network | parameters | MB of weights | ms an image, batches of 32 |",
+        "| --- | --- | --- | --- | --- |", measured("student", c["student"], shipped.student),
+    ]  # fmt: skip
     arch, unmeasured = teacher_source or c["teacher"], ""
     try:
         if teacher_source is None and of_file(arch):
@@ -118,17 +129,10 @@ def model_card(
         arguments = networks.parse_arguments(c.get("teacher_args"), "--teacher_args")
         teacher = networks.build(arch, "--teacher", len(c["classes"]), channels,
                                  networks.without_weights(arguments))  # fmt: skip
-        rows.append(("teacher", c["teacher"], teacher.to(memory_format=torch.contiguous_format).eval()))
-    except UserError as error:
+        teacher = teacher.to(memory_format=torch.contiguous_format).eval()
+        table.append(measured("teacher", c["teacher"], teacher))
+    except Exception as error:  # it may be anyone's, and the student is ready
         unmeasured = f"The teacher was not measured: {error}."
-    table = ["| | network | parameters | MB of weights | ms an image, batches of 32 |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
-    batch = torch.rand(32, channels, size, size)
-    for name, of, network in rows:
-        count = sum(parameter.numel() for parameter in network.parameters())
-        weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-        took = shipping.milliseconds(network, batch) / len(batch)
-        table.append(f"| {name} | {of} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |")
     here = environment(torch.device("cpu"))
     if not run.accurate:
         judged = (
