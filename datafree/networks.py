@@ -178,7 +178,8 @@ def _beside(path: Path) -> Iterator[None]:
     finally:
         sys.path[:] = before
         for name in set(sys.modules) - loaded:  # another file may have neighbours of the same names
-            if folder in Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parents:
+            places = Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parents
+            if folder in places and Path(sys.prefix).resolve() not in places:  # not those that are installed
                 del sys.modules[name]
         sys.modules.update(hidden)
 
@@ -216,8 +217,9 @@ def rebuild(path: str | Path, source: str | None = None) -> nn.Module:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} does not say how to rebuild its network ({error!r})") from error
     if source is None and of_file(arch):
-        raise UserError(f"{path} is of a file's network, which is not run unasked: add --student {arch} "
-                        "(source= in Python)")
+        raise UserError(
+            f"{path} is of a file's network, which is not run unasked: add --student {arch} (source=...)"
+        )
     if source is None:
         arguments = without_weights(arguments)
     network = build(source or arch, "--student", classes, channels, arguments)
