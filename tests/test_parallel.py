@@ -129,3 +129,13 @@ def test_batches_that_cannot_be_divided_are_refused(two_processes):
     assert done.returncode != 0
     assert "--batch_size 15 cannot be divided among 2 processes" in done.stderr
     assert not (cwd / "other").exists()
+
+
+def test_without_data_all_processes_hold_the_same_samples_out(tmp_path):
+    grey = f"{ROOT}/examples/grey.py:Grey"  # with the weights it is made with, in every process
+    done = torchrun(tmp_path, "--save_dir", "none", "--dataset", "none", "--teacher", grey, "--student", grey,
+                    "--img_size", "32", "--epochs", "3")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"student-rank{rank}.pth") for rank in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [row["added"] for row in metrics(tmp_path / "none")] == [14] * 3
