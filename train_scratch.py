@@ -30,7 +30,8 @@ def build_parser() -> Parser:
     parser = Parser("Train a classifier on real data: a teacher, or a student as a yardstick.")
     group = parser.add_argument_group("network and data")
     group.add_argument("--model", type=network_name(models.NAMES), default="wrn40_2",
-                       help=f"{', '.join(models.NAMES)}; timm:NAME, torchvision:NAME or file.py:factory")
+                       help=f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of "
+                       f"{', '.join(models.NAMES)}")
     group.add_argument("--model_args", metavar="KEY=VALUE,...", help="its arguments, if not this project's")
     group.add_argument("--pretrained", action="store_true",
                        help="start from torchvision's ImageNet weights (*_imagenet only)")
