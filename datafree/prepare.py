@@ -169,7 +169,6 @@ def facts_without_data(
             raise UserError("the teacher does not say how large its images are: give --img_size")
         img_size = found
         warnings.append(f"no --img_size: {found} is the only size of those tried that the teacher takes")
-    require_channels(channels)
     if img_size % 4 or img_size < 8:
         raise UserError(f"images of {img_size} pixels: --img_size must be a multiple of 4, 8 or more")
     if mean in NORMALIZATIONS and std is None:
@@ -187,14 +186,6 @@ def facts_without_data(
         own.get("flip", True) if flip is None else flip,
     )  # fmt: skip
     return facts.for_channels(channels), warnings
-
-
-def require_channels(channels: int) -> None:
-    """Raises:
-    UserError: images have neither one channel nor three.
-    """
-    if channels not in (1, 3):
-        raise UserError(f"images of {channels} channels: networks must take 1 or 3")
 
 
 def _channels(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:

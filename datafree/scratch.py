@@ -116,7 +116,6 @@ def train(args: argparse.Namespace, output: Path) -> None:
     source = networks.source_of(args.model)
     with torch.random.fork_rng(devices=[]):
         channels, _ = networks.probe_input(network.eval(), None, facts.img_size, device)
-        prepare.require_channels(channels)
         found = networks.examine(network, args.model, channels, facts.img_size, device, trained=True)
     if found.num_classes != facts.num_classes:
         raise UserError(f"{args.model} gives {found.num_classes} classes, not {facts.num_classes}")

@@ -116,7 +116,6 @@ class Session:
                 a.teacher, facts.num_classes, file, content, self.device, a.channels, arguments
             )
             channels, _ = networks.probe_input(teacher, a.channels, facts.img_size, self.device)
-            prepare.require_channels(channels)
             return teacher, facts.for_channels(channels)
         teacher = prepare.load_teacher(a.teacher, None, file, content, self.device, a.channels, arguments)
         facts, warnings = prepare.facts_without_data(
