@@ -111,16 +111,19 @@ def model_card(
     c, summary, method = run.config, run.summary, METHODS.get(run.config["method"])
     size, channels = c["img_size"], len(c["mean"])
     batch = torch.rand(32, channels, size, size)
+    names = {
+        of: c[of] + (f" ({c[f'{of}_args']})" if c.get(f"{of}_args") else "") for of in ("teacher", "student")
+    }
 
-    def measured(name: str, of: str, network: nn.Module) -> str:
+    def measured(name: str, network: nn.Module) -> str:
         count = sum(parameter.numel() for parameter in network.parameters())
         weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
         took = shipping.milliseconds(network, batch) / len(batch)
-        return f"| {name} | {of} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |"
+        return f"| {name} | {names[name]} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |"
 
     table = [
         "| | network | parameters | MB of weights | ms an image, batches of 32 |",
-        "| --- | --- | --- | --- | --- |", measured("student", c["student"], shipped.student),
+        "| --- | --- | --- | --- | --- |", measured("student", shipped.student),
     ]  # fmt: skip
     arch, unmeasured = teacher_source or c["teacher"], ""
     try:
@@ -130,7 +133,7 @@ def model_card(
         teacher = networks.build(arch, "--teacher", len(c["classes"]), channels,
                                  networks.without_weights(arguments))  # fmt: skip
         teacher = teacher.to(memory_format=torch.contiguous_format).eval()
-        table.append(measured("teacher", c["teacher"], teacher))
+        table.append(measured("teacher", teacher))
     except Exception as error:  # it may be anyone's, and the student is ready
         unmeasured = f"The teacher was not measured: {error}."
     here = environment(torch.device("cpu"))
@@ -157,7 +160,7 @@ def model_card(
         for name, (difference, same) in compared.items()
     )
     shape = f"(N, {channels}, {size}, {size})"
-    title = f"{c['student']}, distilled from {c['teacher']}" + (" without data" if method else "")
+    title = f"{names['student']}, distilled from {names['teacher']}" + (" without data" if method else "")
     return "\n".join([
         f"# {title}", "",
         f"- File: `{file}`. Input: images {shape} in [0, 1], which it normalises itself.",
