@@ -29,21 +29,32 @@ from datafree.flags import (
 def build_parser() -> Parser:
     parser = Parser("Train a classifier on real data: a teacher, or a student as a yardstick.")
     group = parser.add_argument_group("network and data")
-    group.add_argument("--model", type=network_name(models.NAMES), default="wrn40_2",
-                       help=f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of "
-                       f"{', '.join(models.NAMES)}")
+    group.add_argument(
+        "--model",
+        type=network_name(models.NAMES),
+        default="wrn40_2",
+        help=f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {', '.join(models.NAMES)}",
+    )
     group.add_argument("--model_args", metavar="KEY=VALUE,...", help="its arguments, if not this project's")
-    group.add_argument("--pretrained", action="store_true",
-                       help="start from torchvision's ImageNet weights (*_imagenet only)")
+    group.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="start from torchvision's ImageNet weights (*_imagenet only)",
+    )
     add_data_flags(group, tuple(SPECS), "cifar10")
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=non_negative_int, default=200,
-                       help="passes over the training images; 0 writes the network as initialised")
+    group.add_argument(
+        "--epochs",
+        type=non_negative_int,
+        default=200,
+        help="passes over the training images; 0 writes the network as initialised",
+    )
     group.add_argument("--batch_size", type=positive_int, default=128, help="images a step")
     add_sgd_flags(group)
     group = parser.add_argument_group("the run")
-    group.add_argument("--output", help="the checkpoint to write "
-                       "(default: checkpoints/pretrained/{dataset}_{model}.pth)")
+    group.add_argument(
+        "--output", help="the checkpoint to write (default: checkpoints/pretrained/{dataset}_{model}.pth)"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     add_device_flags(group)
     return parser

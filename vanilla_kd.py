@@ -30,11 +30,15 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("networks and data")
     arch = one_of("network", models.NAMES)
     group.add_argument("--teacher", type=arch, default="resnet34", help=f"one of {', '.join(models.NAMES)}")
-    group.add_argument("--teacher_ckpt", help="its checkpoint "
-                       "(default: checkpoints/pretrained/{dataset}_{teacher}.pth)")
+    group.add_argument(
+        "--teacher_ckpt", help="its checkpoint (default: checkpoints/pretrained/{dataset}_{teacher}.pth)"
+    )
     group.add_argument("--student", type=arch, default="resnet18", help="what is trained; as for --teacher")
-    group.add_argument("--images", metavar="DIR",
-                       help="folder of images, without labels, to use (default: the training split)")
+    group.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of images, without labels, to use (default: the training split)",
+    )
     add_data_flags(group, tuple(SPECS), "cifar10")
     group = parser.add_argument_group("distillation")
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the images")
@@ -42,8 +46,10 @@ def build_parser() -> Parser:
     add_sgd_flags(group)
     group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
     group = parser.add_argument_group("the run")
-    group.add_argument("--save_dir", help="the run folder "
-                       "(default: run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag})")
+    group.add_argument(
+        "--save_dir",
+        help="the run folder (default: run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag})",
+    )
     group.add_argument("--log_tag", default="", help="a word of yours in the run folder's name")
     group.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
     add_device_flags(group)

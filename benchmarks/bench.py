@@ -63,7 +63,13 @@ class Table:
         self.add(what, *texts, ratio, bar, at_least=faster, seconds=ours, compared=other)
 
     def add(
-        self, what: str, ours: str, other: str, result: float, bar: float | None, at_least: bool,
+        self,
+        what: str,
+        ours: str,
+        other: str,
+        result: float,
+        bar: float | None,
+        at_least: bool,
         **figures: Any,
     ) -> None:
         met = bar is None or (result >= bar if at_least else result <= bar)
@@ -129,25 +135,57 @@ def filled_repository(count: int, dim: int, log: Path | None = None) -> SampleRe
 
 
 def make_distiller(
-    teacher_arch: str, student_arch: str, count: int, batch_size: int, g_steps: int, kd_steps: int,
-    log: Path | None = None, compiled: bool = False,
+    teacher_arch: str,
+    student_arch: str,
+    count: int,
+    batch_size: int,
+    g_steps: int,
+    kd_steps: int,
+    log: Path | None = None,
+    compiled: bool = False,
 ) -> Distiller:
     """Of a run in full swing, with `count` samples of noise to begin with."""
     streams = RandomStreams(0)
     frozen, student = teacher(teacher_arch), network(student_arch)
     repository = filled_repository(count, PenultimateFeatures(frozen).dim, log)
     synthesizer = FastMetaSynthesizer(
-        frozen, student, Generator().to(memory_format=torch.channels_last), AUGMENT,
-        FastMetaSettings(g_steps, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9), streams.synthesis,
-    )  # fmt: skip
+        frozen,
+        student,
+        Generator().to(memory_format=torch.channels_last),
+        AUGMENT,
+        FastMetaSettings(g_steps, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9),
+        streams.synthesis,
+    )
     settings = DistillSettings(
-        epochs=1000, warmup=0, kd_steps=kd_steps, ep_steps=kd_steps, batch_size=batch_size,
-        synthesis_batch_size=batch_size, lr=0.2, momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5,
-        dlw=True, blg=True, iho=True, dlw_mode="dynamic", oh_min=0.5, oh_max=1, oh_step=0.1, oh_memory_size=8,
+        epochs=1000,
+        warmup=0,
+        kd_steps=kd_steps,
+        ep_steps=kd_steps,
+        batch_size=batch_size,
+        synthesis_batch_size=batch_size,
+        lr=0.2,
+        momentum=0.9,
+        weight_decay=1e-4,
+        temperature=20,
+        oh=0.5,
+        dlw=True,
+        blg=True,
+        iho=True,
+        dlw_mode="dynamic",
+        oh_min=0.5,
+        oh_max=1,
+        oh_step=0.1,
+        oh_memory_size=8,
         compile=compiled,
-    )  # fmt: skip
+    )
     return Distiller(
-        frozen, student, synthesizer, repository, AUGMENT, settings, streams,
+        frozen,
+        student,
+        synthesizer,
+        repository,
+        AUGMENT,
+        settings,
+        streams,
         lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
     )
 
@@ -176,14 +214,15 @@ def bench_batches(table: Table, folder: Path, repository: SampleRepository) -> N
         lambda: AUGMENT(next(ours), rng),
         lambda: v2_normalize(torch.stack([v2_transform(image) for image in to_float(next(theirs))])),
         times=5,
-    )  # fmt: skip
+    )
     table.times("  ... against torchvision v2, image by image", a, b, None, True)
     from kornia import augmentation as kornia
 
     chain = torch.nn.Sequential(
-        kornia.RandomCrop((32, 32), padding=4), kornia.RandomHorizontalFlip(),
+        kornia.RandomCrop((32, 32), padding=4),
+        kornia.RandomHorizontalFlip(),
         kornia.Normalize(torch.tensor(obvious.MEAN), torch.tensor(obvious.STD)),
-    )  # fmt: skip
+    )
     a, b = in_turns(lambda: AUGMENT(next(ours), rng), lambda: chain(to_float(next(theirs))), times=8)
     table.times("  ... against kornia, whole batches", a, b, None, True)
 
@@ -255,9 +294,7 @@ def bench_epoch(table: Table, folder: Path, samples: tuple[torch.Tensor, ...]) -
     )
     dim = PenultimateFeatures(frozen).dim
     features = torch.relu(torch.randn(len(labels), dim))
-    run = obvious.ObviousRun(
-        frozen, student, Generator(), folder, features, labels, 128, g_steps, kd_steps
-    )
+    run = obvious.ObviousRun(frozen, student, Generator(), folder, features, labels, 128, g_steps, kd_steps)
 
     def ours(compiled: bool) -> Callable[[], None]:
         log = folder / f"samples-{compiled}.bin"

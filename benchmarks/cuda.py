@@ -85,18 +85,45 @@ def make_distiller(
     images = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8, device=device)
     repository.add(images, labels, features, torch.rand(samples, device=device))
     settings = DistillSettings(
-        epochs=EPOCHS, warmup=0, kd_steps=KD_STEPS, ep_steps=KD_STEPS, batch_size=BATCH,
-        synthesis_batch_size=BATCH, lr=1e-3, momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5,
-        dlw=True, blg=True, iho=True, dlw_mode="dynamic", oh_min=0.5, oh_max=1, oh_step=0.1, oh_memory_size=8,
-        amp=amp, compile=compiled,
-    )  # fmt: skip
+        epochs=EPOCHS,
+        warmup=0,
+        kd_steps=KD_STEPS,
+        ep_steps=KD_STEPS,
+        batch_size=BATCH,
+        synthesis_batch_size=BATCH,
+        lr=1e-3,
+        momentum=0.9,
+        weight_decay=1e-4,
+        temperature=20,
+        oh=0.5,
+        dlw=True,
+        blg=True,
+        iho=True,
+        dlw_mode="dynamic",
+        oh_min=0.5,
+        oh_max=1,
+        oh_step=0.1,
+        oh_memory_size=8,
+        amp=amp,
+        compile=compiled,
+    )
     synthesizer = FastMetaSynthesizer(
-        teacher, student, Generator().to(device, memory_format=torch.channels_last), AUGMENT,
-        FastMetaSettings(G_STEPS, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9), streams.synthesis,
+        teacher,
+        student,
+        Generator().to(device, memory_format=torch.channels_last),
+        AUGMENT,
+        FastMetaSettings(G_STEPS, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9),
+        streams.synthesis,
         autocast=autocast(amp if amp != "fp16" else "off", device),
-    )  # fmt: skip
+    )
     return Distiller(
-        teacher, student, synthesizer, repository, AUGMENT, settings, streams,
+        teacher,
+        student,
+        synthesizer,
+        repository,
+        AUGMENT,
+        settings,
+        streams,
         lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
     )
 

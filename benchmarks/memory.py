@@ -1,6 +1,6 @@
 """Resident memory of a filled repository over an empty one, in a process of its own; prints JSON.
 
-    python benchmarks/memory.py {small,large}
+python benchmarks/memory.py {small,large}
 """
 
 from __future__ import annotations

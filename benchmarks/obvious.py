@@ -69,9 +69,17 @@ class ObviousRun:
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, generator: nn.Module, folder: Path, features: Tensor,
-        labels: Tensor, batch_size: int, g_steps: int, kd_steps: int,
-    ):  # fmt: skip
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        generator: nn.Module,
+        folder: Path,
+        features: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        g_steps: int,
+        kd_steps: int,
+    ):
         self.teacher, self.student, self.generator, self.folder = teacher, student, generator, folder
         self.features, self.labels = features.numpy(), labels.numpy()
         self.numbers = np.arange(len(labels))
@@ -86,9 +94,10 @@ class ObviousRun:
         self.meta = torch.optim.Adam(generator.parameters(), 1e-2, betas=(0.5, 0.999))
         self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
         self.augment = nn.Sequential(
-            kornia.RandomCrop((32, 32), padding=4), kornia.RandomHorizontalFlip(),
+            kornia.RandomCrop((32, 32), padding=4),
+            kornia.RandomHorizontalFlip(),
             kornia.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
-        )  # fmt: skip
+        )
 
     def _hook(self, index: int):
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:

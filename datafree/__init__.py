@@ -1,7 +1,7 @@
 """Data-free knowledge distillation with a balanced sample repository (BSR).
 
-    student, record = datafree.distill(teacher, student, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    student = datafree.load_student("run/.../student.pth")
+student, record = datafree.distill(teacher, student, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+student = datafree.load_student("run/.../student.pth")
 """
 
 from __future__ import annotations

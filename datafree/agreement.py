@@ -31,9 +31,12 @@ class HeldOut:
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], teacher: nn.Module,
-        normalize: Callable[[Tensor], Tensor], device: torch.device,
-    ):  # fmt: skip
+        self,
+        image_shape: tuple[int, int, int],
+        teacher: nn.Module,
+        normalize: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ):
         self.images = torch.empty((0, *image_shape), dtype=torch.uint8)
         self.most = min(MOST, MOST_BYTES // math.prod(image_shape))
         self.seen = 0
@@ -46,9 +49,12 @@ class HeldOut:
         images = new.images if new.images.dtype == torch.uint8 else to_uint8(new.images)
         self.images = torch.cat([self.images, images[held].cpu()])[-self.most :]
         return replace(
-            new, images=new.images[~held], labels=new.labels[~held], features=new.features[~held],
+            new,
+            images=new.images[~held],
+            labels=new.labels[~held],
+            features=new.features[~held],
             margins=new.margins[~held],
-        )  # fmt: skip
+        )
 
     @torch.no_grad()
     def evaluate(self, student: nn.Module) -> Evaluation:

@@ -22,18 +22,53 @@ from datafree.methods import METHODS
 from datafree.synthesis.base import frozen
 
 NOT_HERE = {  # flags of files, of networks by name, and of the command line
-    "teacher", "student", "teacher_args", "student_args", "teacher_ckpt", "pretrained", "test_teacher",
-    "dataset", "data_root", "download", "mean", "std", "img_size", "flip", "channels", "eval_folder",
-    "save_dir", "log_tag", "resume", "overwrite", "save_every", "tensorboard", "start_epoch",
-    "evaluate_only", "export_repository", "print_freq", "gpu", "device", "workers", "repository_memory",
-    "cmi_init", "fp16", "deterministic",
-}  # fmt: skip
+    "teacher",
+    "student",
+    "teacher_args",
+    "student_args",
+    "teacher_ckpt",
+    "pretrained",
+    "test_teacher",
+    "dataset",
+    "data_root",
+    "download",
+    "mean",
+    "std",
+    "img_size",
+    "flip",
+    "channels",
+    "eval_folder",
+    "save_dir",
+    "log_tag",
+    "resume",
+    "overwrite",
+    "save_every",
+    "tensorboard",
+    "start_epoch",
+    "evaluate_only",
+    "export_repository",
+    "print_freq",
+    "gpu",
+    "device",
+    "workers",
+    "repository_memory",
+    "cmi_init",
+    "fp16",
+    "deterministic",
+}
 
 
 def distill(
-    teacher: nn.Module, student: nn.Module, *, image_size: int, mean: Sequence[float], std: Sequence[float],
-    flip: bool = True, evaluate: Callable[[nn.Module], float] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None, **given: Any,
+    teacher: nn.Module,
+    student: nn.Module,
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool = True,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    **given: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student from a teacher without data (BSR, unless `method` says otherwise).
 
@@ -94,7 +129,13 @@ def distill(
         if not found[0].bn_layers and "bn" in METHODS[args.method].takes:
             warnings.warn(networks.NO_STATISTICS, stacklevel=2)
         distiller = make_distiller(
-            args, teacher, student, image_size, found[0].num_classes, augment, device,
+            args,
+            teacher,
+            student,
+            image_size,
+            found[0].num_classes,
+            augment,
+            device,
             score if evaluate else None,
         )
         record = []

@@ -25,9 +25,16 @@ from datafree.synthesis.create import create_synthesizer
 
 
 def make_distiller(
-    args: argparse.Namespace, teacher: nn.Module, student: nn.Module, img_size: int, num_classes: int,
-    augment: Augment, device: torch.device, evaluate: Callable[[nn.Module], Evaluation] | None = None,
-    processes: Processes = ALONE, folder: Path | None = None,
+    args: argparse.Namespace,
+    teacher: nn.Module,
+    student: nn.Module,
+    img_size: int,
+    num_classes: int,
+    augment: Augment,
+    device: torch.device,
+    evaluate: Callable[[nn.Module], Evaluation] | None = None,
+    processes: Processes = ALONE,
+    folder: Path | None = None,
 ) -> Distiller:
     """Everything that an epoch needs.
 
@@ -49,25 +56,68 @@ def make_distiller(
     images = torch.zeros(2, channels, img_size, img_size, device=device)
     features = PenultimateFeatures(teacher, a.feature_layer, images)
     synthesizer = create_synthesizer(
-        a, teacher, student, img_size, augment, streams.synthesis, processes, autocast(part, device),
-        features, channels,
+        a,
+        teacher,
+        student,
+        img_size,
+        augment,
+        streams.synthesis,
+        processes,
+        autocast(part, device),
+        features,
+        channels,
     )
     shape = (channels, img_size, img_size)
     if a.store_samples:
         log = folder and SampleLog(folder / SAMPLES, shape, features.dim, processes.first)
         repository = SampleRepository(
-            shape, features.dim, num_classes, device, log, a.repository_memory, processes.rank,
+            shape,
+            features.dim,
+            num_classes,
+            device,
+            log,
+            a.repository_memory,
+            processes.rank,
             processes.world_size,
         )
     else:  # of the newest batch alone, whole in every process
         repository = SampleRepository(shape, features.dim, num_classes, device)
     settings = DistillSettings(
-        a.epochs, a.warmup, a.kd_steps, a.ep_steps, a.batch_size, a.synthesis_batch_size, a.lr, a.momentum,
-        a.weight_decay, a.T, a.oh, a.dlw, a.blg, a.iho, a.dlw_mode, a.oh_min, a.oh_max, a.oh_step,
-        a.oh_memory_size, a.amp, a.compile, a.store_samples, a.max_samples, METHODS[a.method].divergence,
+        a.epochs,
+        a.warmup,
+        a.kd_steps,
+        a.ep_steps,
+        a.batch_size,
+        a.synthesis_batch_size,
+        a.lr,
+        a.momentum,
+        a.weight_decay,
+        a.T,
+        a.oh,
+        a.dlw,
+        a.blg,
+        a.iho,
+        a.dlw_mode,
+        a.oh_min,
+        a.oh_max,
+        a.oh_step,
+        a.oh_memory_size,
+        a.amp,
+        a.compile,
+        a.store_samples,
+        a.max_samples,
+        METHODS[a.method].divergence,
     )
     held_out = HeldOut(shape, teacher, augment.normalize, device) if evaluate is None else None
     return Distiller(
-        teacher, student, synthesizer, repository, augment, settings, streams,
-        evaluate or held_out.evaluate, processes, held_out,
+        teacher,
+        student,
+        synthesizer,
+        repository,
+        augment,
+        settings,
+        streams,
+        evaluate or held_out.evaluate,
+        processes,
+        held_out,
     )

@@ -64,8 +64,7 @@ class BNStatistics:
     def capture(self) -> Iterator[None]:
         """Measure the forward passes of the network inside the block."""
         handles = [
-            layer.register_forward_pre_hook(self._measure(index))
-            for index, layer in enumerate(self.layers)
+            layer.register_forward_pre_hook(self._measure(index)) for index, layer in enumerate(self.layers)
         ]
         try:
             yield

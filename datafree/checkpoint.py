@@ -27,9 +27,17 @@ SHOWN = 3  # keys or shapes that an error message names
 SEAL = b"\nsha256:"  # at the end of a file, before the digest of all that comes before it
 SEAL_LENGTH = len(SEAL) + hashlib.sha256().digest_size
 DTYPES = {
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-    torch.int8, torch.uint8, torch.bool,
-}  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 SPARE_MEMORY = 1 << 30  # bytes that reading a file may take beside a few times its size
 
 

@@ -24,9 +24,13 @@ from datafree.datasets import SPECS
 from datafree.errors import UserError
 
 ARRAY_PARTS = {
-    ("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"), ("_codecs", "encode"), ("numpy.core.numeric", "_frombuffer"),
-}  # fmt: skip
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+    ("numpy.core.numeric", "_frombuffer"),
+}
 IN_MEMORY_SIZE = 64  # images up to this many pixels a side are decoded once and kept
 
 
@@ -54,9 +58,7 @@ class ImageSet:
 
         return ImageSet(read, self.labels, self.classes)
 
-    def batches(
-        self, batch_size: int, order: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, `batch_size` at a time (the last batch may be smaller), in stored order or
         in the order of the indices given."""
         order = torch.arange(len(self)) if order is None else order
@@ -65,8 +67,12 @@ class ImageSet:
 
 
 def load(
-    dataset: str, split: str, data_root: str | Path, img_size: int | None = None,
-    download: bool = False, workers: int = 4,
+    dataset: str,
+    split: str,
+    data_root: str | Path,
+    img_size: int | None = None,
+    download: bool = False,
+    workers: int = 4,
 ) -> ImageSet:
     """Images of one split.
 
@@ -101,9 +107,7 @@ def _digits(split: str) -> ImageSet:
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
-    parts = train_test_split(
-        bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0
-    )
+    parts = train_test_split(bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0)
     images, labels = (parts[0], parts[2]) if split == "train" else (parts[1], parts[3])
     grey = torch.from_numpy(images)[:, None] / 16
     large = F.interpolate(grey, size=32, mode="bicubic", align_corners=False).clamp(0, 1)

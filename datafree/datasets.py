@@ -38,12 +38,14 @@ SPECS: dict[str, DatasetSpec] = {
         100, 32, "cifar100", files="cifar-100-python/", url=f"{_CIFAR}/cifar-100-python.tar.gz"
     ),
     "svhn": DatasetSpec(
-        10, 32, "svhn", flip=False, files="train_32x32.mat and test_32x32.mat",
+        10,
+        32,
+        "svhn",
+        flip=False,
+        files="train_32x32.mat and test_32x32.mat",
         url="http://ufldl.stanford.edu/housenumbers/",
     ),
-    "imagenette2": DatasetSpec(
-        10, 224, "imagenet", url="https://github.com/fastai/imagenette"
-    ),
+    "imagenette2": DatasetSpec(10, 224, "imagenet", url="https://github.com/fastai/imagenette"),
     "imagenet100": DatasetSpec(
         100, 224, "imagenet", url="https://www.kaggle.com/datasets/ambityga/imagenet100"
     ),

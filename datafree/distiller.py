@@ -83,10 +83,17 @@ class Distiller:
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, synthesizer: Synthesizer,
-        repository: SampleRepository, augment: Augment, settings: DistillSettings,
-        streams: RandomStreams, evaluate: Callable[[nn.Module], Evaluation],
-        processes: Processes = ALONE, held_out: HeldOut | None = None,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        synthesizer: Synthesizer,
+        repository: SampleRepository,
+        augment: Augment,
+        settings: DistillSettings,
+        streams: RandomStreams,
+        evaluate: Callable[[nn.Module], Evaluation],
+        processes: Processes = ALONE,
+        held_out: HeldOut | None = None,
     ):
         s = settings
         self.held_out = held_out
@@ -99,7 +106,10 @@ class Distiller:
         self.blg = BiasedLabelGenerator(repository.num_classes)
         self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_batch_size)
         self.optimizer = torch.optim.SGD(
-            student.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay,
+            student.parameters(),
+            s.lr,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
             fused=streams.device.type == "cuda" or None,  # skips fp16's overflows without asking the GPU
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -220,9 +230,13 @@ class Distiller:
         p.average([terms])
         means = dict(zip(new.losses, terms.tolist(), strict=True))
         return Synthesis(
-            p.gather(to_uint8(new.images)), p.gather(new.labels), p.gather(new.features),
-            p.gather(new.margins), means, {name: [value] for name, value in means.items()},
-        )  # fmt: skip
+            p.gather(to_uint8(new.images)),
+            p.gather(new.labels),
+            p.gather(new.features),
+            p.gather(new.margins),
+            means,
+            {name: [value] for name, value in means.items()},
+        )
 
     def _remove_oldest(self, count: int) -> int:
         """Drop `count` samples, if that is above 0; returns how many."""
@@ -342,8 +356,12 @@ class Distiller:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: it is none's of these settings.
         """
-        for name, part in (("scheduler", self.scheduler), ("scaler", self.scaler), ("dlw", self.dlw),
-                           ("blg", self.blg)):  # fmt: skip
+        for name, part in (
+            ("scheduler", self.scheduler),
+            ("scaler", self.scaler),
+            ("dlw", self.dlw),
+            ("blg", self.blg),
+        ):
             require_like(state[name], part.state_dict(), name)
         own = state["streams"][self.processes.rank]
         require_like(own, self.streams.state_dict(), "streams")

@@ -28,7 +28,13 @@ class DynamicLossWeight:
     """
 
     def __init__(
-        self, minimum: float, maximum: float, step: float, memory_size: int, warmup: int, epochs: int,
+        self,
+        minimum: float,
+        maximum: float,
+        step: float,
+        memory_size: int,
+        warmup: int,
+        epochs: int,
         mode: str = "dynamic",
     ):
         if memory_size < 2:

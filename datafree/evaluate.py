@@ -29,7 +29,10 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, images: ImageSet, normalize: Callable[[Tensor], Tensor], device: torch.device,
+    network: nn.Module,
+    images: ImageSet,
+    normalize: Callable[[Tensor], Tensor],
+    device: torch.device,
     batch_size: int = 128,
 ) -> Evaluation:
     """Top-1 and top-5 accuracy of `network` in eval mode; its mode is restored."""

@@ -130,33 +130,49 @@ def network_name(known: Sequence[str]) -> Callable[[str], str]:
 def add_device_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gpu", type=non_negative_int, help="number of the GPU to use")
     group.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
-    group.add_argument("-j", "--workers", type=non_negative_int, default=4,
-                       help="threads that decode image files")
+    group.add_argument(
+        "-j", "--workers", type=non_negative_int, default=4, help="threads that decode image files"
+    )
 
 
 def add_sgd_flags(group: argparse._ArgumentGroup) -> None:
     """Of the scripts that train on real images."""
     group.add_argument("--lr", type=positive_float, default=0.1, help="learning rate (SGD, cosine to 0)")
     group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    group.add_argument("--wd", "--weight_decay", dest="weight_decay", type=non_negative_float, default=1e-4,
-                       help="weight decay")
+    group.add_argument(
+        "--wd",
+        "--weight_decay",
+        dest="weight_decay",
+        type=non_negative_float,
+        default=1e-4,
+        help="weight decay",
+    )
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
 
 
 def add_data_flags(group: argparse._ArgumentGroup, datasets: Sequence[str], dataset: str) -> None:
-    group.add_argument("--dataset", type=one_of("dataset", datasets), default=dataset,
-                       help=f"one of {', '.join(datasets)}")
-    group.add_argument("--data_root", default="data",
-                       help="folder with the data; torchdata/ below it is searched too")
-    group.add_argument("--download", action="store_true",
-                       help="fetch cifar10, cifar100 or svhn if absent")
-    group.add_argument("--mean", help="what the teacher's input is normalised with: three numbers "
-                       "0.49,0.48,0.45, or a dataset's name, which sets --std too")
+    group.add_argument(
+        "--dataset", type=one_of("dataset", datasets), default=dataset, help=f"one of {', '.join(datasets)}"
+    )
+    group.add_argument(
+        "--data_root", default="data", help="folder with the data; torchdata/ below it is searched too"
+    )
+    group.add_argument("--download", action="store_true", help="fetch cifar10, cifar100 or svhn if absent")
+    group.add_argument(
+        "--mean",
+        help="what the teacher's input is normalised with: three numbers "
+        "0.49,0.48,0.45, or a dataset's name, which sets --std too",
+    )
     group.add_argument("--std", help="standard deviation, likewise")
-    group.add_argument("--img_size", type=positive_int,
-                       help="pixels a side, a multiple of 4; the dataset's own by default")
-    group.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None,
-                       help="mirror images at random; on by default except for digits and svhn")
+    group.add_argument(
+        "--img_size", type=positive_int, help="pixels a side, a multiple of 4; the dataset's own by default"
+    )
+    group.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="mirror images at random; on by default except for digits and svhn",
+    )
 
 
 def run(main: Callable[[], None], prog: str) -> NoReturn:

@@ -79,9 +79,7 @@ def info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(anchors), device=anchors.device))
 
 
-def divergence(
-    kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
-) -> Tensor:
+def divergence(kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """By how much a student differs from its teacher: `kl` (see `kldiv`), or `l1`, the mean absolute
     difference of the logits over the temperature (DFAD, Fang et al., 2019).
 

@@ -27,8 +27,14 @@ from datafree.errors import UserError, did_you_mean
 from datafree.flags import is_foreign, of_file
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384)  # pixels, tried where a network does not tell
-OF_WEIGHTS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "weights",
-              "weights_backbone")  # arguments that say where weights come from
+OF_WEIGHTS = (
+    "pretrained",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "weights",
+    "weights_backbone",
+)  # arguments that say where weights come from
 NO_STATISTICS = (
     "the teacher has no BatchNorm2d statistics to match, so the weight bn has no effect: samples will be "
     "less like what it was trained on, and the student weaker"
@@ -54,8 +60,13 @@ def parse_arguments(text: str | None, flag: str) -> dict[str, Any]:
 
 
 def build(
-    name: str, flag: str, num_classes: int | None = None, channels: int | None = None,
-    arguments: Mapping[str, Any] | None = None, pretrained: bool = False, fresh: bool = True,
+    name: str,
+    flag: str,
+    num_classes: int | None = None,
+    channels: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    fresh: bool = True,
 ) -> nn.Module:
     """A network by its name.
 
@@ -125,9 +136,10 @@ def _from_torchvision(name: str, flag: str, num_classes: int | None, arguments: 
         wants = trained and trained.transforms()
         size = getattr(wants, "crop_size", [None])[0]
         network.pretrained_cfg = {
-            "input_size": size and (3, size, size), "mean": getattr(wants, "mean", None),
+            "input_size": size and (3, size, size),
+            "mean": getattr(wants, "mean", None),
             "std": getattr(wants, "std", None),
-        }  # fmt: skip
+        }
     return network
 
 
@@ -136,7 +148,11 @@ def _known(**values: Any) -> dict[str, Any]:
 
 
 def _from_file(
-    path: Path, factory: str, flag: str, num_classes: int | None, channels: int | None,
+    path: Path,
+    factory: str,
+    flag: str,
+    num_classes: int | None,
+    channels: int | None,
     arguments: dict[str, Any],
 ) -> nn.Module:
     where = f"{flag} {path}:{factory}"
@@ -249,9 +265,16 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     name, old = first_convolution(network)
     parent, _, leaf = name.rpartition(".")
     fresh = nn.Conv2d(
-        channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,
-        old.bias is not None, old.padding_mode,
-    )  # fmt: skip
+        channels,
+        old.out_channels,
+        old.kernel_size,
+        old.stride,
+        old.padding,
+        old.dilation,
+        1,
+        old.bias is not None,
+        old.padding_mode,
+    )
     setattr(network.get_submodule(parent), leaf, fresh)
 
 
@@ -358,8 +381,13 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
 
 @torch.no_grad()
 def examine(
-    network: nn.Module, name: str, channels: int, img_size: int, device: torch.device,
-    feature_layer: str | None = None, trained: bool = False,
+    network: nn.Module,
+    name: str,
+    channels: int,
+    img_size: int,
+    device: torch.device,
+    feature_layer: str | None = None,
+    trained: bool = False,
 ) -> NetworkFacts:
     """Run a network on two images, and see that it gives logits and, if it is a teacher, has features.
 
@@ -402,10 +430,15 @@ def examine(
     finally:
         network.train(training)
     statistics = [
-        layer for layer in network.modules()
+        layer
+        for layer in network.modules()
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
-    ]  # fmt: skip
+    ]
     return NetworkFacts(
-        logits.shape[1], len(statistics), sum(p.numel() for p in network.parameters()),
-        counter.get_total_flops() // 2, dim, hook,
-    )  # fmt: skip
+        logits.shape[1],
+        len(statistics),
+        sum(p.numel() for p in network.parameters()),
+        counter.get_total_flops() // 2,
+        dim,
+        hook,
+    )

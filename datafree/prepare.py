@@ -115,8 +115,14 @@ class DataFacts:
 
 
 def data_facts(
-    dataset: str, data_root: str, split: str, mean: str | None, std: str | None, img_size: int | None,
-    flip: bool | None, recorded: Mapping[str, Any] | None = None,
+    dataset: str,
+    data_root: str,
+    split: str,
+    mean: str | None,
+    std: str | None,
+    img_size: int | None,
+    flip: bool | None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> DataFacts:
     """Classes, image size and normalisation: from the flags, else from what the teacher's checkpoint
     records (as those of this project do), else the dataset's own.
@@ -150,8 +156,15 @@ def data_facts(
 
 
 def facts_without_data(
-    mean: str | None, std: str | None, img_size: int | None, flip: bool | None, teacher: nn.Module,
-    device: torch.device, channels: int | None, recorded: Mapping[str, Any], feature_layer: str | None = None,
+    mean: str | None,
+    std: str | None,
+    img_size: int | None,
+    flip: bool | None,
+    teacher: nn.Module,
+    device: torch.device,
+    channels: int | None,
+    recorded: Mapping[str, Any],
+    feature_layer: str | None = None,
 ) -> tuple[DataFacts, list[str]]:
     """What `--dataset none` knows: from the flags, else what the teacher's checkpoint records, else what the
     teacher itself says, or takes when it is tried; the class count is that of its logits. With warnings of
@@ -182,9 +195,13 @@ def facts_without_data(
         raise UserError(f"--std {std} has a value that is not above 0")
     count = networks.examine(teacher, "--teacher", channels, img_size, device, feature_layer).num_classes
     facts = DataFacts(
-        "none", tuple(str(label) for label in range(count)), img_size, tuple(chosen_mean), tuple(chosen_std),
+        "none",
+        tuple(str(label) for label in range(count)),
+        img_size,
+        tuple(chosen_mean),
+        tuple(chosen_std),
         own.get("flip", True) if flip is None else flip,
-    )  # fmt: skip
+    )
     return facts.for_channels(channels), warnings
 
 
@@ -244,8 +261,13 @@ def recorded_facts(content: Any) -> dict[str, Any]:
 
 
 def load_teacher(
-    arch: str, num_classes: int | None, file: Path | None, content: Any, device: torch.device,
-    channels: int | None = None, arguments: Mapping[str, Any] | None = None,
+    arch: str,
+    num_classes: int | None,
+    file: Path | None,
+    content: Any,
+    device: torch.device,
+    channels: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """The teacher, frozen and in eval mode, on the device.
 

@@ -43,9 +43,17 @@ ASIDE = "checkpoint.aside.pth"  # a newest checkpoint that could not be continue
 MARKS = ("config.json", "metrics.jsonl", CHECKPOINT)  # any of them makes a folder a run
 SAMPLES = "samples.bin"  # every sample made, see SampleLog
 FILES = (
-    *MARKS, "checkpoint.previous.pth", ASIDE, SAMPLES, "log.txt", "student.pth", "summary.json", "images",
-    "repository", "tensorboard",
-)  # fmt: skip
+    *MARKS,
+    "checkpoint.previous.pth",
+    ASIDE,
+    SAMPLES,
+    "log.txt",
+    "student.pth",
+    "summary.json",
+    "images",
+    "repository",
+    "tensorboard",
+)
 SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
@@ -125,8 +133,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, overwrite: bool = False, events_from: int | None = None,
-        lock: RunLock | None = None,
+        self, path: Path, overwrite: bool = False, events_from: int | None = None, lock: RunLock | None = None
     ):
         self.path = path
         try:
@@ -239,9 +246,7 @@ def contact_sheet(repository: SampleRepository, classes: Sequence[str]) -> Image
     _, height, width = repository.images(torch.arange(0, device=repository.device)).shape[1:]
     zoom = max(1, 64 // height)
     cell_h, cell_w, gap, margin = height * zoom, width * zoom, 2, 96
-    sheet = Image.new(
-        "RGB", (margin + SHEET_SAMPLES * (cell_w + gap), rows * (cell_h + gap) + gap), "white"
-    )
+    sheet = Image.new("RGB", (margin + SHEET_SAMPLES * (cell_w + gap), rows * (cell_h + gap) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     labels = repository.labels
     for row in range(rows):
@@ -259,7 +264,10 @@ def environment(device: torch.device) -> dict[str, Any]:
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=5, check=True,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None

@@ -39,9 +39,15 @@ class SampleRepository:
     """
 
     def __init__(
-        self, image_shape: tuple[int, int, int], feature_dim: int, num_classes: int,
-        device: torch.device | str = "cpu", log: SampleLog | None = None,
-        resident_bytes: int | None = None, rank: int = 0, world_size: int = 1,
+        self,
+        image_shape: tuple[int, int, int],
+        feature_dim: int,
+        num_classes: int,
+        device: torch.device | str = "cpu",
+        log: SampleLog | None = None,
+        resident_bytes: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.num_classes = num_classes
         self.device = torch.device(device)
@@ -140,8 +146,13 @@ class SampleRepository:
         taken, self._free_places = self._free_places[:room], self._free_places[room:]
         self._images[taken] = images.to(self.device)[own[:room]]
         places[own[:room]] = taken
-        new = {"labels": labels, "features": features, "margins": margins, "serials": serials,
-               "places": places}  # fmt: skip
+        new = {
+            "labels": labels,
+            "features": features,
+            "margins": margins,
+            "serials": serials,
+            "places": places,
+        }
         for name, values in new.items():
             self._rows[name][slots] = values.to(self._rows[name])
         self._order = torch.cat([self._order, slots])
@@ -206,8 +217,13 @@ class SampleRepository:
             self.log.flush()
             return {**state, "checksum": self.log.checksum}
         everything = torch.arange(len(self), device=self.device)
-        return {**state, "images": self.images(everything), "labels": self.labels,
-                "features": self.features, "margins": self.margins}  # fmt: skip
+        return {
+            **state,
+            "images": self.images(everything),
+            "labels": self.labels,
+            "features": self.features,
+            "margins": self.margins,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Take the samples of `state_dict` in place of those there are.

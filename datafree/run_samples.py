@@ -87,10 +87,12 @@ def _from_folder(run: Run) -> RunSamples:
 
     def images(rows: Tensor) -> Tensor:
         places = np.searchsorted(starts, rows.numpy(), side="right") - 1
-        return torch.cat([
-            sets[place].read(rows[index : index + 1] - int(starts[place]))
-            for index, place in enumerate(places)
-        ])  # fmt: skip
+        return torch.cat(
+            [
+                sets[place].read(rows[index : index + 1] - int(starts[place]))
+                for index, place in enumerate(places)
+            ]
+        )
 
     return RunSamples(torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, images)
 
@@ -111,7 +113,11 @@ def load_student(run: Run, device: torch.device, source: str | None = None) -> n
 
 @torch.no_grad()
 def network_features(
-    network: nn.Module, run: Run, samples: RunSamples, rows: Tensor, device: torch.device,
+    network: nn.Module,
+    run: Run,
+    samples: RunSamples,
+    rows: Tensor,
+    device: torch.device,
     on_batch: Callable[[int], Any] = lambda count: None,
 ) -> Tensor:
     """Penultimate features (len(rows), D) of samples, on the CPU; `on_batch` is told how many are done."""
@@ -128,4 +134,3 @@ def network_features(
         parts.append(seen.value.float().cpu())
         on_batch(len(indices))
     return torch.cat(parts)
-

@@ -18,11 +18,46 @@ from datafree.methods import METHODS
 COMPONENTS = ("dlw", "blg", "iho")
 # What makes two runs of one row different, besides method, components and networks.
 SETTINGS = (
-    "epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "synthesis_batch_size", "lr", "momentum",
-    "weight_decay", "T", "amp", "compile", "g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "is_maml",
-    "reset_l0", "reset_bn", "act", "balance", "cr", "cr_T", "cmi_init", "tv", "l2", "oh_min", "oh_max",
-    "oh_step", "oh_memory_size", "images", "pretrained", "start_epoch", "img_size", "flip", "max_samples",
-)  # fmt: skip
+    "epochs",
+    "warmup",
+    "kd_steps",
+    "ep_steps",
+    "batch_size",
+    "synthesis_batch_size",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "T",
+    "amp",
+    "compile",
+    "g_steps",
+    "lr_g",
+    "lr_z",
+    "adv",
+    "bn",
+    "oh",
+    "bn_mmt",
+    "is_maml",
+    "reset_l0",
+    "reset_bn",
+    "act",
+    "balance",
+    "cr",
+    "cr_T",
+    "cmi_init",
+    "tv",
+    "l2",
+    "oh_min",
+    "oh_max",
+    "oh_step",
+    "oh_memory_size",
+    "images",
+    "pretrained",
+    "start_epoch",
+    "img_size",
+    "flip",
+    "max_samples",
+)
 
 
 @dataclass(frozen=True)
@@ -143,8 +178,7 @@ def _check(config: dict[str, Any]) -> None:
         TypeError: it is not.
     """
     kinds = {"dataset": str, "teacher": str, "student": str, "method": str, "seed": int}
-    optional = {"img_size": int, "classes": list, "mean": list, "std": list, "epochs": int,
-                "dlw_mode": str}  # fmt: skip
+    optional = {"img_size": int, "classes": list, "mean": list, "std": list, "epochs": int, "dlw_mode": str}
     for name, kind in (kinds | {name: kind for name, kind in optional.items() if name in config}).items():
         if not isinstance(config[name], kind):
             raise TypeError(f"{name} is {config[name]!r}")

@@ -34,9 +34,13 @@ class SampleLog:
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
         self.record = np.dtype(
-            [("image", np.uint8, image_shape), ("features", np.float32, (feature_dim,)),
-             ("margin", np.float32), ("label", np.int64)]
-        )  # fmt: skip
+            [
+                ("image", np.uint8, image_shape),
+                ("features", np.float32, (feature_dim,)),
+                ("margin", np.float32),
+                ("label", np.int64),
+            ]
+        )
 
     def append(self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor) -> None:
         """Write n samples behind those there are; see `SampleRepository.add`."""

@@ -26,8 +26,13 @@ Criterion = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, inputs and
 
 
 def fit(
-    network: nn.Module, criterion: Criterion, images: data.ImageSet, facts: prepare.DataFacts,
-    score: Callable[[nn.Module], Evaluation], args: argparse.Namespace, device: torch.device,
+    network: nn.Module,
+    criterion: Criterion,
+    images: data.ImageSet,
+    facts: prepare.DataFacts,
+    score: Callable[[nn.Module], Evaluation],
+    args: argparse.Namespace,
+    device: torch.device,
 ) -> Iterator[dict[str, Any]]:
     """Train a network on real images, augmented (SGD, cosine schedule to 0); yields a line of metrics
     an epoch.
@@ -74,10 +79,14 @@ def fit(
             scores = score(network)
             bar.set_postfix_str(f"test {scores.top1:.2f} %")
             yield {
-                "epoch": epoch, "lr": lr, "loss": mean_loss, "test_top1": scores.top1,
-                "test_top5": scores.top5, "test_loss": scores.loss,
+                "epoch": epoch,
+                "lr": lr,
+                "loss": mean_loss,
+                "test_top1": scores.top1,
+                "test_top5": scores.top5,
+                "test_loss": scores.loss,
                 "seconds": {"epoch": time.perf_counter() - start},
-            }  # fmt: skip
+            }
 
 
 def progress_line(row: dict[str, Any], epochs: int) -> str:
@@ -132,8 +141,14 @@ def train(args: argparse.Namespace, output: Path) -> None:
         tqdm.write(progress_line(row, args.epochs), file=sys.stdout)
     scores = score(network)
     checkpoint.save(facts.describe(args.model, network, args.model_args, source), output)
-    record = {"model": args.model, "dataset": args.dataset, "seed": args.seed, "epochs": args.epochs,
-              "test_top1": scores.top1, **environment(device)}  # fmt: skip
+    record = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "test_top1": scores.top1,
+        **environment(device),
+    }
     output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"{args.model} on {args.dataset}, last epoch: {scores}; written to {output}")
 
@@ -152,7 +167,13 @@ def distill(args: argparse.Namespace) -> None:
     device = prepare.choose_device(args.device, args.gpu)
     file, content = prepare.read_teacher(args.dataset, args.teacher, args.teacher_ckpt)
     facts = prepare.data_facts(
-        args.dataset, args.data_root, "test", args.mean, args.std, args.img_size, args.flip,
+        args.dataset,
+        args.data_root,
+        "test",
+        args.mean,
+        args.std,
+        args.img_size,
+        args.flip,
         prepare.recorded_facts(content),
     )
     torch.manual_seed(args.seed)

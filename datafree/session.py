@@ -44,10 +44,31 @@ from datafree.record import (
 SHEETS = 10  # contact sheets written in the course of a run
 # Flags that a resumed run may be given otherwise than the run it continues.
 MAY_CHANGE = {
-    "given", "save_dir", "log_tag", "resume", "overwrite", "evaluate_only", "export_repository",
-    "print_freq", "device", "gpu", "workers", "data_root", "download", "teacher_ckpt", "test_teacher",
-    "mean", "std", "img_size", "flip", "repository_memory", "compile", "fp16", "tensorboard",
-    "save_every", "start_epoch",
+    "given",
+    "save_dir",
+    "log_tag",
+    "resume",
+    "overwrite",
+    "evaluate_only",
+    "export_repository",
+    "print_freq",
+    "device",
+    "gpu",
+    "workers",
+    "data_root",
+    "download",
+    "teacher_ckpt",
+    "test_teacher",
+    "mean",
+    "std",
+    "img_size",
+    "flip",
+    "repository_memory",
+    "compile",
+    "fp16",
+    "tensorboard",
+    "save_every",
+    "start_epoch",
 }
 
 
@@ -137,8 +158,15 @@ class Session:
             both.insert(0, ("teacher", self.teacher, a.teacher, a.feature_layer))
         for name, network, arch, layer in both:
             with torch.random.fork_rng(devices=[]):
-                found = networks.examine(network, f"--{name} {arch}", facts.channels, facts.img_size,
-                                         self.device, layer, name == "student")  # fmt: skip
+                found = networks.examine(
+                    network,
+                    f"--{name} {arch}",
+                    facts.channels,
+                    facts.img_size,
+                    self.device,
+                    layer,
+                    name == "student",
+                )
             if found.num_classes != facts.num_classes:
                 raise UserError(
                     f"--{name} {arch} gives {found.num_classes} classes, not {facts.num_classes}: give it "
@@ -211,8 +239,16 @@ class Session:
                     "choose a multiple, 2 images or more for each"
                 )
         return make_distiller(
-            a, self.teacher, self.student, size, self.facts.num_classes, self.facts.augment, self.device,
-            self.score if self.has_images else None, self.processes, self.folder,
+            a,
+            self.teacher,
+            self.student,
+            size,
+            self.facts.num_classes,
+            self.facts.augment,
+            self.device,
+            self.score if self.has_images else None,
+            self.processes,
+            self.folder,
         )
 
     @cached_property
@@ -220,9 +256,12 @@ class Session:
         """What must be the same for one run to continue another."""
         flags = {name: value for name, value in vars(self.args).items() if name not in MAY_CHANGE}
         return {
-            **flags, **self.facts.record(), "teacher_weights": prepare.fingerprint(self.teacher),
-            "processes": self.processes.world_size, "device_type": self.device.type,
-        }  # fmt: skip
+            **flags,
+            **self.facts.record(),
+            "teacher_weights": prepare.fingerprint(self.teacher),
+            "processes": self.processes.world_size,
+            "device_type": self.device.type,
+        }
 
     def _resume(self, distiller: Distiller) -> Progress:
         """Load the state to continue from; how far it had come.
@@ -277,8 +316,14 @@ class Session:
                 distiller.load_state_dict(content["distiller"])
             return progress
         except (
-            KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError,
-        ) as error:  # fmt: skip
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            RuntimeError,
+            ArithmeticError,
+        ) as error:
             raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
 
     @contextmanager
@@ -340,9 +385,7 @@ class Session:
         if a.export_repository:
             run.log(f"repository: {run.export_repository(distiller.repository, self.facts.classes)}")
 
-    def _run_epochs(
-        self, distiller: Distiller, run: RunFolder, progress: Progress, bar: ProgressBar
-    ) -> None:
+    def _run_epochs(self, distiller: Distiller, run: RunFolder, progress: Progress, bar: ProgressBar) -> None:
         """All epochs from `progress` on. If they are stopped, the state after the last whole epoch is saved.
 
         Raises:
@@ -368,9 +411,11 @@ class Session:
                     if progress.epoch == a.epochs or progress.epoch % max(1, a.epochs // SHEETS) == 0:
                         run.save_samples(progress.epoch, distiller.repository, self.facts.classes)
                     state = {
-                        "progress": asdict(progress), "identity": self.identity,
-                        "facts": self.facts.record(), "distiller": distiller.state_dict(),
-                    }  # fmt: skip
+                        "progress": asdict(progress),
+                        "identity": self.identity,
+                        "facts": self.facts.record(),
+                        "distiller": distiller.state_dict(),
+                    }
                     if progress.epoch % a.save_every == 0 or progress.epoch == a.epochs:
                         run.save_checkpoint(state)
                         unsaved = None
@@ -436,8 +481,11 @@ class Session:
         if teacher:
             run.log(f"teacher                              {teacher}")
         if not self.has_images:
-            run.log("There are no real images: what follows is agreement with the teacher on synthetic "
-                    "samples held out from training, which is not accuracy.", "yellow")  # fmt: skip
+            run.log(
+                "There are no real images: what follows is agreement with the teacher on synthetic "
+                "samples held out from training, which is not accuracy.",
+                "yellow",
+            )
         what = "student" if self.has_images else "agreement"
         run.log(f"{what + ', last epoch':36} {row['test_top1']:.2f} %", "green")
         if self.has_images:

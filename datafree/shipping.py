@@ -57,9 +57,16 @@ def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: d
             import onnxruntime  # noqa: F401 (with which the file is checked)
 
             torch.onnx.export(
-                shipped, (example,), file, input_names=["image"], output_names=["logits"],
-                dynamic_shapes=(batch,), dynamo=True, external_data=False, verbose=False,
-            )  # fmt: skip
+                shipped,
+                (example,),
+                file,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=(batch,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
     except ImportError as error:
         needed = {"onnx": "onnx onnxscript onnxruntime"}.get(kind, kind)
         raise UserError(f"--format {kind} needs packages that are missing: pip install {needed}") from error

@@ -10,8 +10,10 @@ class Grey(nn.Module):
         for factor in (1, 2, 4):
             layers += [
                 nn.Conv2d(channels, factor * width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(factor * width), nn.ReLU(), nn.MaxPool2d(2),
-            ]  # fmt: skip
+                nn.BatchNorm2d(factor * width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
             channels = factor * width
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Sequential(

@@ -17,9 +17,7 @@ _FAMILIES = {
     "wide_resnet": ("wrn16_1", "wrn16_2", "wrn40_1", "wrn40_2"),
     "mobilenetv2": ("mobilenetv2",),
     "shufflenetv2": ("shufflenetv2",),
-    "cifar_resnet": (
-        "resnet8x4", "resnet32x4", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110",
-    ),
+    "cifar_resnet": ("resnet8x4", "resnet32x4", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
     "imagenet": ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet"),
 }
 

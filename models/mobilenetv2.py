@@ -20,7 +20,12 @@ STAGES = (
 
 class BaseConv(nn.Module):
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1,
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
         relu: bool = True,
     ):
         super().__init__()

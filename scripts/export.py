@@ -33,8 +33,9 @@ IMAGES = 256  # of each kind, on which the exported student is compared
 def build_parser() -> Parser:
     parser = Parser("Ship the student of a finished run as one file, with a model card.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--format", type=one_of("format", FORMATS), default="onnx",
-                        help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument(
+        "--format", type=one_of("format", FORMATS), default="onnx", help=f"one of {', '.join(FORMATS)}"
+    )
     parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/export)")
     parser.add_argument("--student", help="file.py:factory of a student that is defined in a file")
     parser.add_argument("--teacher", help="file.py:factory of such a teacher, to measure it too")
@@ -75,14 +76,18 @@ def main() -> None:
         images["synthesised"] = samples.images(rows).float() / 255
     except NoSamples:
         print("the run has left no samples: the student is compared on random images alone")
-    metadata = {"arch": config["student"], "arch_args": config.get("student_args"), "mean": mean, "std": std,
-                "classes": config["classes"], "img_size": size}  # fmt: skip
+    metadata = {
+        "arch": config["student"],
+        "arch_args": config.get("student_args"),
+        "mean": mean,
+        "std": std,
+        "classes": config["classes"],
+        "img_size": size,
+    }
     temporary = file.with_name("." + file.name)
     try:
         shipping.export(shipped, images["random"][:2], temporary, args.format, metadata)
-        exported = shipping.load(
-            temporary, args.format, lambda: ship(load_student(run, cpu, args.student))
-        )
+        exported = shipping.load(temporary, args.format, lambda: ship(load_student(run, cpu, args.student)))
         compared = {name: shipping.compare(shipped, exported, batch) for name, batch in images.items()}
         card = folder / f"model_card_{args.format}.md"
         written = model_card(run, shipped, file.name, compared, args.teacher)
@@ -91,13 +96,18 @@ def main() -> None:
     finally:
         temporary.unlink(missing_ok=True)
     for name, (difference, same) in compared.items():
-        print(f"{len(images[name])} {name} images: the same class for {100 * same:.1f} %, "
-              f"logits within {difference:.1e} of the largest")  # fmt: skip
+        print(
+            f"{len(images[name])} {name} images: the same class for {100 * same:.1f} %, "
+            f"logits within {difference:.1e} of the largest"
+        )
     print(f"{file} ({file.stat().st_size / 1e6:.2f} MB), {card}")
 
 
 def model_card(
-    run: Run, shipped: shipping.Shipped, file: str, compared: dict[str, tuple[float, float]],
+    run: Run,
+    shipped: shipping.Shipped,
+    file: str,
+    compared: dict[str, tuple[float, float]],
     teacher_source: str | None,
 ) -> str:
     """What someone must know who uses the student, as Markdown."""
@@ -123,15 +133,17 @@ def model_card(
 
     table = [
         "| | network | parameters | MB of weights | ms an image, batches of 32 |",
-        "| --- | --- | --- | --- | --- |", measured("student", shipped.student),
-    ]  # fmt: skip
+        "| --- | --- | --- | --- | --- |",
+        measured("student", shipped.student),
+    ]
     arch, unmeasured = teacher_source or c["teacher"], ""
     try:
         if teacher_source is None and of_file(arch):
             raise UserError(f"it is of a file, which is named with --teacher {arch}")
         arguments = networks.parse_arguments(c.get("teacher_args"), "--teacher_args")
-        teacher = networks.build(arch, "--teacher", len(c["classes"]), channels,
-                                 networks.without_weights(arguments))  # fmt: skip
+        teacher = networks.build(
+            arch, "--teacher", len(c["classes"]), channels, networks.without_weights(arguments)
+        )
         teacher = teacher.to(memory_format=torch.contiguous_format).eval()
         table.append(measured("teacher", teacher))
     except Exception as error:  # it may be anyone's, and the student is ready
@@ -151,29 +163,39 @@ def model_card(
     takes = method.takes if method else ()
     flags = ("epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "lr", "T", *SYNTHESIS_FLAGS)
     settings = [
-        f"{flag} {c[flag]}" for flag in flags
-        if c.get(flag) is not None and (flag not in SYNTHESIS_FLAGS or flag in takes)
+        f"{flag} {c[flag]}"
+        for flag in flags
+        if c.get(flag) is not None
+        and (flag not in SYNTHESIS_FLAGS or flag in takes)
         and not (flag == "oh" and c.get("dlw"))
-    ]  # fmt: skip
+    ]
     checks = "; ".join(
         f"{name} images: same class for {100 * same:.1f} %, logits within {difference:.1e}"
         for name, (difference, same) in compared.items()
     )
     shape = f"(N, {channels}, {size}, {size})"
     title = f"{names['student']}, distilled from {names['teacher']}" + (" without data" if method else "")
-    return "\n".join([
-        f"# {title}", "",
-        f"- File: `{file}`. Input: images {shape} in [0, 1], which it normalises itself.",
-        f"- Output: logits (N, {len(c['classes'])}), classes in this order: {', '.join(c['classes'][:20])}"
-        + (", ..." if len(c["classes"]) > 20 else "") + ".",
-        judged,
-        f"- Method: {run.variant.removesuffix(', agreement')}, seed {run.seed}, "
-        f"git commit {c.get('git_commit')}.",
-        f"- Settings: {', '.join(settings)}.",
-        f"- Compared with PyTorch on {checks}.", "",
-        f"Measured on {here['device_name'] or 'a CPU'}, {here['threads']} threads, torch {here['torch']}:",
-        "", *table, *(["", unmeasured] if unmeasured else []), "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            f"- File: `{file}`. Input: images {shape} in [0, 1], which it normalises itself.",
+            f"- Output: logits (N, {len(c['classes'])}), classes in this order: "
+            f"{', '.join(c['classes'][:20])}{', ...' if len(c['classes']) > 20 else ''}.",
+            judged,
+            f"- Method: {run.variant.removesuffix(', agreement')}, seed {run.seed}, "
+            f"git commit {c.get('git_commit')}.",
+            f"- Settings: {', '.join(settings)}.",
+            f"- Compared with PyTorch on {checks}.",
+            "",
+            f"Measured on {here['device_name'] or 'a CPU'}, {here['threads']} threads, "
+            f"torch {here['torch']}:",
+            "",
+            *table,
+            *(["", unmeasured] if unmeasured else []),
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

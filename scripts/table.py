@@ -32,16 +32,25 @@ from datafree.runs import SETTINGS, Run, find_runs, labels
 
 ROOT = Path(__file__).resolve().parent.parent
 BALANCE = {  # measure: heading
-    "count_variation": "count variation", "count_entropy": "count entropy", "lof_relative_iqr": "LOF spread",
-    "lof_outside_share": "LOF outside", "margin": "margin",
-}  # fmt: skip
+    "count_variation": "count variation",
+    "count_entropy": "count entropy",
+    "lof_relative_iqr": "LOF spread",
+    "lof_outside_share": "LOF outside",
+    "margin": "margin",
+}
 PUBLISHED_ROWS = {
-    "bsr": "BSR", "deepinv": "ADI (DeepInversion)", "dafl": "DAFL", "zskt": "ZSKT", "dfq": "DFQ",
-}  # fmt: skip
+    "bsr": "BSR",
+    "deepinv": "ADI (DeepInversion)",
+    "dafl": "DAFL",
+    "zskt": "ZSKT",
+    "dfq": "DFQ",
+}
 PUBLISHED_STEPS = {  # method, g_steps
-    ("fast_meta", 10): "FM10 (fast_meta, g_steps 10)", ("fast_meta", 5): "Fast-5", ("fast_meta", 2): "Fast-2",
+    ("fast_meta", 10): "FM10 (fast_meta, g_steps 10)",
+    ("fast_meta", 5): "Fast-5",
+    ("fast_meta", 2): "Fast-2",
     ("cmi", 500): "CMI-500",
-}  # fmt: skip
+}
 SWEPT = "hyperparameters_cifar10_resnet34_resnet18"
 FORMATS = ("text", "markdown", "csv", "latex")
 
@@ -67,8 +76,11 @@ class Published:
         args = build_bsr_parser().parse_args(["--method", run.config["method"]])
         resolve(args)
         own = {"adv", "oh_step", "oh_memory_size", "g_steps", "lr_g", "lr_z", "images", "img_size", "flip"}
-        return all(run.config.get(name, value) == value for name, value in vars(args).items()
-                   if name in SETTINGS and name not in own)  # fmt: skip
+        return all(
+            run.config.get(name, value) == value
+            for name, value in vars(args).items()
+            if name in SETTINGS and name not in own
+        )
 
     def of_run(self, run: Run) -> float | None:
         """What was published for such a run, if anything was."""
@@ -171,9 +183,10 @@ def yardsticks_of(
     return {
         "teacher": (spread(sorted(teachers)), number(published.of("teacher", dataset, pair))),
         "student from scratch": (
-            number(scratch), number(published.of("student_from_scratch", dataset, pair))
+            number(scratch),
+            number(published.of("student_from_scratch", dataset, pair)),
         ),
-    }  # fmt: skip
+    }
 
 
 def number(value: float | None) -> str:
@@ -181,9 +194,12 @@ def number(value: float | None) -> str:
 
 
 def overview(
-    rows: list[Row], dataset: str, pairs: list[str], yardsticks: dict[str, dict[str, tuple[str, str]]],
+    rows: list[Row],
+    dataset: str,
+    pairs: list[str],
+    yardsticks: dict[str, dict[str, tuple[str, str]]],
     published: Published,
-) -> Table:  # fmt: skip
+) -> Table:
     def cell(measured: str, figure: str) -> str:
         return measured if figure == "-" else f"{measured} [{figure}]"
 
@@ -227,8 +243,10 @@ def details(
 
 def as_text(caption: str, headings: list[str], rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-             for row in [headings, *rows]]  # fmt: skip
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in [headings, *rows]
+    ]
     return "\n".join([caption, "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
 
 
@@ -255,8 +273,13 @@ RENDER: dict[str, Callable[..., str]] = {"text": as_text, "markdown": as_markdow
 
 def as_csv(rows: list[Row], published: Published) -> str:
     """One line a method and pair; means and standard deviations as numbers."""
-    measures = {"last": "last_top1", "best": "best_top1_chosen_on_test_data", "teacher": "teacher_top1",
-                **{name: name for name in BALANCE}, "seconds": "seconds"}  # fmt: skip
+    measures = {
+        "last": "last_top1",
+        "best": "best_top1_chosen_on_test_data",
+        "teacher": "teacher_top1",
+        **{name: name for name in BALANCE},
+        "seconds": "seconds",
+    }
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     heads = [f"{name}_{kind}" for name in measures for kind in ("mean", "std")]
@@ -308,13 +331,22 @@ def compare(rows: list[Row], first: str, second: str) -> str:
 def build_parser() -> Parser:
     parser = Parser("Tables of finished runs, with seeds, spread and the published figures.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of some")
-    parser.add_argument("--format", type=one_of("format", FORMATS), default="text",
-                        help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument(
+        "--format", type=one_of("format", FORMATS), default="text", help=f"one of {', '.join(FORMATS)}"
+    )
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
-    parser.add_argument("--compare", nargs=2, metavar=("METHOD", "OTHER"),
-                        help="mean difference of two rows over the seeds they share")
-    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/pretrained"),
-                        help="where train_scratch.py left the accuracy of students from scratch")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("METHOD", "OTHER"),
+        help="mean difference of two rows over the seeds they share",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints/pretrained"),
+        help="where train_scratch.py left the accuracy of students from scratch",
+    )
     return parser
 
 

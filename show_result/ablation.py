@@ -97,8 +97,15 @@ def main() -> None:
     if classes <= len(style.COLORS):
         marks = [plt.Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
         names = [str(label) for label in range(classes)]
-        figure.legend(marks, names, ncol=classes, loc="upper center", bbox_to_anchor=(0.5, 0.01),
-                      handletextpad=0.1, columnspacing=1.2)  # fmt: skip
+        figure.legend(
+            marks,
+            names,
+            ncol=classes,
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.01),
+            handletextpad=0.1,
+            columnspacing=1.2,
+        )
     figure.tight_layout()
     files = style.save(figure, args.output / "ablation_points")
 

@@ -31,16 +31,24 @@ MANY = 20  # classes, from which a figure shows quartiles as bands and a sheet s
 SHEET_CLASSES = 10
 SHEET_COLUMNS = 6  # samples nearest to the middle of their class, and as many farthest from it
 LOSSES = {
-    "loss": "loss", "loss_kd": "distillation (KD)", "loss_oh": "pseudo-supervised (oh)",
-    "loss_bn": "BatchNorm (bn)", "loss_adv": "adversarial (adv)", "loss_cr": "contrastive (cr)",
-    "loss_act": "activation (act)", "loss_balance": "class balance", "loss_tv": "total variation (tv)",
+    "loss": "loss",
+    "loss_kd": "distillation (KD)",
+    "loss_oh": "pseudo-supervised (oh)",
+    "loss_bn": "BatchNorm (bn)",
+    "loss_adv": "adversarial (adv)",
+    "loss_cr": "contrastive (cr)",
+    "loss_act": "activation (act)",
+    "loss_balance": "class balance",
+    "loss_tv": "total variation (tv)",
     "loss_l2": "L2 norm",
-}  # fmt: skip
+}
 BALANCE = {
-    "count_variation": "variation of class counts", "count_entropy": "entropy of class counts",
-    "lof_relative_iqr": "LOF: IQR over median", "lof_outside_share": "LOF: share outside the whiskers",
+    "count_variation": "variation of class counts",
+    "count_entropy": "entropy of class counts",
+    "lof_relative_iqr": "LOF: IQR over median",
+    "lof_outside_share": "LOF: share outside the whiskers",
     "margin": "confidence margin",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -88,22 +96,28 @@ def render(runs: Sequence[Run]) -> str:
     style.use()
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "bsr"})
     names = unique_names(runs)
-    shown = [Shown(run, name, style.COLORS[place % len(style.COLORS)])
-             for place, (run, name) in enumerate(zip(runs, names, strict=True))]  # fmt: skip
+    shown = [
+        Shown(run, name, style.COLORS[place % len(style.COLORS)])
+        for place, (run, name) in enumerate(zip(runs, names, strict=True))
+    ]
     sections = [
         ("Result", agreement_note(shown) + summary_table(shown)),
         ("Accuracy", figure_html(accuracy_figure(shown), "Test accuracy by epoch")),
-        ("Losses and the weight of the pseudo-supervised loss",
-         figure_html(alpha_figure(shown), "Alpha by epoch; a mark where DLW raised it")
-         + figure_html(losses_figure(shown), "Loss terms by epoch")),
+        (
+            "Losses and the weight of the pseudo-supervised loss",
+            figure_html(alpha_figure(shown), "Alpha by epoch; a mark where DLW raised it")
+            + figure_html(losses_figure(shown), "Loss terms by epoch"),
+        ),
         ("Balance over the classes", each(shown, counts_figure, "Samples of each class by epoch")),
         ("Spread within the classes", each(shown, factors_figure, "Local outlier factors")),
-        ("Confidence margins",
-         figure_html(margin_figure(shown), "The teacher's first probability less its second")),
+        (
+            "Confidence margins",
+            figure_html(margin_figure(shown), "The teacher's first probability less its second"),
+        ),
         ("Samples", each_sheet(shown)),
         ("Time", figure_html(time_figure(shown), "Seconds an epoch by phase")),
         ("Settings", settings_table(shown)),
-    ]  # fmt: skip
+    ]
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} runs"
     body = "".join(f"<section><h2>{name}</h2>{text}</section>" for name, text in sections if text)
     return PAGE.format(title=html.escape(f"BSR report: {title}"), css=CSS, body=body, legend=legend(shown))
@@ -112,8 +126,10 @@ def render(runs: Sequence[Run]) -> str:
 def unique_names(runs: Sequence[Run]) -> list[str]:
     """Method, pair and seed; the folder's name where that is not enough to tell runs apart."""
     names = [f"{run.variant}, {run.pair.replace('-', ' to ')}, seed {run.seed}" for run in runs]
-    return [name if names.count(name) == 1 else f"{name} ({run.path.resolve().name})"
-            for name, run in zip(names, runs, strict=True)]  # fmt: skip
+    return [
+        name if names.count(name) == 1 else f"{name} ({run.path.resolve().name})"
+        for name, run in zip(names, runs, strict=True)
+    ]
 
 
 def legend(shown: list[Shown]) -> str:
@@ -135,8 +151,10 @@ def agreement_note(shown: list[Shown]) -> str:
     if not names:
         return ""
     those = "This run was" if len(shown) == 1 else f"{html.escape('; '.join(names))}: "
-    return (f"<p class=note>{those} judged by the student's agreement with its teacher on synthetic samples "
-            "held out from training. <b>This is not accuracy.</b></p>")  # fmt: skip
+    return (
+        f"<p class=note>{those} judged by the student's agreement with its teacher on synthetic samples "
+        "held out from training. <b>This is not accuracy.</b></p>"
+    )
 
 
 def summary_table(shown: list[Shown]) -> str:
@@ -168,9 +186,10 @@ def summary_table(shown: list[Shown]) -> str:
     ]
     lines = "".join(
         f"<tr><th scope=row>{html.escape(text)}</th>"
-        + "".join(f"<td>{html.escape(cell(one))}</td>" for one in shown) + "</tr>"
+        + "".join(f"<td>{html.escape(cell(one))}</td>" for one in shown)
+        + "</tr>"
         for text, cell in rows
-    )  # fmt: skip
+    )
     return f"<div class=scroll><table class=figures>{head(shown)}{lines}</table></div>"
 
 
@@ -192,9 +211,10 @@ def settings_table(shown: list[Shown]) -> str:
     ordered = differing + [name for name in names if name not in differing]
     lines = "".join(
         f"<tr{' class=differs' if name in differing else ''}><th scope=row>{html.escape(name)}</th>"
-        + "".join(f"<td>{html.escape(text.strip(chr(34)))}</td>" for text in cells(name)) + "</tr>"
+        + "".join(f"<td>{html.escape(text.strip(chr(34)))}</td>" for text in cells(name))
+        + "</tr>"
         for name in ordered
-    )  # fmt: skip
+    )
     note = f"<p>{len(differing)} settings differ (marked, first).</p>" if len(shown) > 1 else ""
     table = f"<div class=scroll><table>{head(shown)}{lines}</table></div>"
     return f"{note}<details open><summary>{len(names)} settings</summary>{table}</details>"
@@ -218,8 +238,15 @@ def accuracy_figure(shown: list[Shown]) -> Figure:
     for one in shown:
         accuracy = one.column("test_top1")
         line(axis, one, accuracy)
-        axis.annotate(f"{accuracy[-1]:.2f}", (one.epochs[-1], accuracy[-1]), xytext=(4, 0), color=one.color,
-                      textcoords="offset points", va="center", annotation_clip=False)  # fmt: skip
+        axis.annotate(
+            f"{accuracy[-1]:.2f}",
+            (one.epochs[-1], accuracy[-1]),
+            xytext=(4, 0),
+            color=one.color,
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")
@@ -267,8 +294,9 @@ def counts_figure(one: Shown) -> Figure | None:
     height = 2.6 if classes <= MANY else 4.2
     figure, axis = new_axis(height)
     extent = (one.epochs[0] - 0.5, one.epochs[-1] + 0.5, classes - 0.5, -0.5)
-    shown = axis.imshow(counts / mean, aspect="auto", cmap="PuOr_r", vmin=0, vmax=2, extent=extent,
-                        interpolation="nearest")  # fmt: skip
+    shown = axis.imshow(
+        counts / mean, aspect="auto", cmap="PuOr_r", vmin=0, vmax=2, extent=extent, interpolation="nearest"
+    )
     if classes <= MANY:
         axis.set_yticks(range(classes), [name[:14] for name in one.classes])
     else:
@@ -350,8 +378,14 @@ def margin_figure(shown: list[Shown]) -> Figure | None:
     for one in with_samples:
         margins = one.samples.margins[one.samples.kept].numpy()
         shares = np.full(len(margins), 100 / max(1, len(margins)))
-        right.hist(margins, bins=np.linspace(0, 1, 26), histtype="step", color=one.color, linewidth=1.4,
-                   weights=shares)  # fmt: skip
+        right.hist(
+            margins,
+            bins=np.linspace(0, 1, 26),
+            histtype="step",
+            color=one.color,
+            linewidth=1.4,
+            weights=shares,
+        )
         right.set(xlabel="margin of a sample at the end", ylabel="samples, %")
     return figure
 
@@ -367,8 +401,10 @@ def time_figure(shown: list[Shown]) -> Figure:
         # The first colours tell runs apart; phases take the others, from the end.
         axis.barh(range(len(shown)), seconds, left=left, color=style.COLORS[-1 - place % 10], label=phase)
         left += seconds
-    axis.set_yticks(range(len(shown)), [f"run {place + 1}" for place in range(len(shown))]
-                    if len(shown) > 1 else ["epoch"])  # fmt: skip
+    axis.set_yticks(
+        range(len(shown)),
+        [f"run {place + 1}" for place in range(len(shown))] if len(shown) > 1 else ["epoch"],
+    )
     axis.invert_yaxis()
     axis.set_xlabel("seconds, mean of the epochs")
     axis.legend(ncol=len(phases), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, handlelength=1)

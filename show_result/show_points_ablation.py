@@ -32,22 +32,33 @@ def build_parser() -> Parser:
     parser = Parser("Stored samples of runs as points in the plane: penultimate features by t-SNE.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
-    parser.add_argument("--features", type=one_of("network", ("student", "teacher")), default="student",
-                        help="whose penultimate features: student, or teacher (as stored with the samples)")
+    parser.add_argument(
+        "--features",
+        type=one_of("network", ("student", "teacher")),
+        default="student",
+        help="whose penultimate features: student, or teacher (as stored with the samples)",
+    )
     parser.add_argument("--student", help="file.py:factory of a student that is defined in a file")
-    parser.add_argument("--max_points", type=positive_int, default=100_000,
-                        help="points a run at most, drawn at random")
+    parser.add_argument(
+        "--max_points", type=positive_int, default=100_000, help="points a run at most, drawn at random"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
     engines = ("auto", "openTSNE", "scikit-learn")
-    parser.add_argument("--engine", type=one_of("engine", engines), default="auto",
-                        help="auto takes openTSNE, which is faster, where it is installed")
+    parser.add_argument(
+        "--engine",
+        type=one_of("engine", engines),
+        default="auto",
+        help="auto takes openTSNE, which is faster, where it is installed",
+    )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the CSV files")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     return parser
 
 
 def embed(
-    features: np.ndarray, seed: int, engine: str = "auto",
+    features: np.ndarray,
+    seed: int,
+    engine: str = "auto",
     on_iteration: Callable[[int], None] = lambda _: None,
 ) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton, 2008) of features (N, D) to points (N, 2), perplexity 30 or less for

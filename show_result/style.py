@@ -10,17 +10,36 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Petroff (2021), "Accessible color sequences for data visualization".
-COLORS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581",
-          "#92dadd")  # fmt: skip
+COLORS = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
 
 
 def use() -> None:
     mpl.use("Agg")
     plt.rcParams.update(
-        {"font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-         "figure.dpi": 110, "savefig.dpi": 200, "pdf.fonttype": 42, "svg.fonttype": "none",
-         "axes.titlesize": 10, "legend.frameon": False}
-    )  # fmt: skip
+        {
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.dpi": 110,
+            "savefig.dpi": 200,
+            "pdf.fonttype": 42,
+            "svg.fonttype": "none",
+            "axes.titlesize": 10,
+            "legend.frameon": False,
+        }
+    )
 
 
 def class_colors(count: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Kill a run at random moments, continue it each time, and see that it ends as one that was never stopped.
 
-    python tests/soak.py [--kills 25] [--seed 0]     (make soak)
+python tests/soak.py [--kills 25] [--seed 0]     (make soak)
 """
 
 from __future__ import annotations
@@ -25,12 +25,36 @@ MOMENTS = ("at random", "inside a save", "between phases")
 
 def command(teacher: Path, folder: Path, epochs: int, *more: str) -> list[str]:
     return [
-        sys.executable, str(ROOT / "bsr_main.py"), "--dataset", "digits", "--teacher", "wrn16_1",
-        "--teacher_ckpt", str(teacher), "--student", "mobilenetv2", "--device", "cpu",
-        "--epochs", str(epochs), "--warmup", "2",
-        "--kd_steps", "2", "--ep_steps", "4", "--batch_size", "32", "--g_steps", "2", "--save_every", "2",
-        "--save_dir", str(folder), *more,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "bsr_main.py"),
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--teacher_ckpt",
+        str(teacher),
+        "--student",
+        "mobilenetv2",
+        "--device",
+        "cpu",
+        "--epochs",
+        str(epochs),
+        "--warmup",
+        "2",
+        "--kd_steps",
+        "2",
+        "--ep_steps",
+        "4",
+        "--batch_size",
+        "32",
+        "--g_steps",
+        "2",
+        "--save_every",
+        "2",
+        "--save_dir",
+        str(folder),
+        *more,
+    ]
 
 
 def environment() -> dict[str, str]:

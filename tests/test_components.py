@@ -29,8 +29,15 @@ PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def alphas(mode, losses_by_epoch=(), **settings):
-    settings = {"minimum": 0.5, "maximum": 2.0, "step": 0.1, "memory_size": 3, "warmup": 1,
-                "epochs": 5, **settings}
+    settings = {
+        "minimum": 0.5,
+        "maximum": 2.0,
+        "step": 0.1,
+        "memory_size": 3,
+        "warmup": 1,
+        "epochs": 5,
+        **settings,
+    }
     dlw = DynamicLossWeight(mode=mode, **settings)
     values = []
     for epoch in range(settings["epochs"]):
@@ -171,9 +178,7 @@ def churn(rng, epochs, num_classes, batch, make_features):
     operator = HomogeneityOperator(num_classes, batch)
     for _ in range(epochs):
         labels = torch.randint(0, num_classes, (batch,), generator=rng)
-        repository.add(
-            torch.zeros(batch, 1, 1, 1), labels, make_features(labels), torch.zeros(batch)
-        )
+        repository.add(torch.zeros(batch, 1, 1, 1), labels, make_features(labels), torch.zeros(batch))
         spread = operator.measure(repository.table())
         yield repository, operator, spread
         chosen = operator.select(spread, repository.labels)

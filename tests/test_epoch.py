@@ -48,10 +48,14 @@ class Recorder(Distiller):
     def watch(self):
         self.events = []
         for owner, name, event in [
-            (self.dlw, "update", "dlw"), (self.synthesizer, "synthesize", "synthesis"),
-            (self.repository, "remove", "iho"), (self.blg, "update", "blg"), (self, "_distill", "kd"),
-            (self, "evaluate", "evaluate"), (self.scheduler, "step", "schedule"),
-        ]:  # fmt: skip
+            (self.dlw, "update", "dlw"),
+            (self.synthesizer, "synthesize", "synthesis"),
+            (self.repository, "remove", "iho"),
+            (self.blg, "update", "blg"),
+            (self, "_distill", "kd"),
+            (self, "evaluate", "evaluate"),
+            (self.scheduler, "step", "schedule"),
+        ]:
             setattr(owner, name, self._noting(getattr(owner, name), event))
 
     def _noting(self, function, event):
@@ -65,16 +69,37 @@ class Recorder(Distiller):
 def distiller(losses=((1.0, 1.0),) * 99, **changes):
     torch.manual_seed(0)
     settings = {
-        "epochs": EPOCHS, "warmup": WARMUP, "kd_steps": 2, "ep_steps": 2, "batch_size": 8,
-        "synthesis_batch_size": B, "lr": 0.2, "momentum": 0.9, "weight_decay": 0.0, "temperature": 20.0,
-        "oh": 0.7, "dlw": True, "blg": True, "iho": True, "dlw_mode": "dynamic", "oh_min": 0.5,
-        "oh_max": 1.0, "oh_step": 0.1, "oh_memory_size": 8, **changes,
-    }  # fmt: skip
+        "epochs": EPOCHS,
+        "warmup": WARMUP,
+        "kd_steps": 2,
+        "ep_steps": 2,
+        "batch_size": 8,
+        "synthesis_batch_size": B,
+        "lr": 0.2,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "temperature": 20.0,
+        "oh": 0.7,
+        "dlw": True,
+        "blg": True,
+        "iho": True,
+        "dlw_mode": "dynamic",
+        "oh_min": 0.5,
+        "oh_max": 1.0,
+        "oh_step": 0.1,
+        "oh_memory_size": 8,
+        **changes,
+    }
     streams = RandomStreams(0)
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(2))
     made = Recorder(
-        teacher, student, Noise(streams.synthesis, losses), SampleRepository((3, 8, 8), 2, 3),
-        Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True), DistillSettings(**settings), streams,
+        teacher,
+        student,
+        Noise(streams.synthesis, losses),
+        SampleRepository((3, 8, 8), 2, 3),
+        Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True),
+        DistillSettings(**settings),
+        streams,
         lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
     )
     made.watch()

@@ -29,14 +29,47 @@ from datafree.errors import UserError
 from datafree.runs import read_run
 
 COMMON = [
-    "--dataset", "digits", "--teacher", "wrn16_1", "--teacher_ckpt", "teacher.pth", "--student", "wrn16_1",
-    "--device", "cpu", "--warmup", 1, "--kd_steps", 2, "--ep_steps", 2, "--batch_size", 16, "--g_steps", 2,
-    "--save_dir", "out",
-]  # fmt: skip
+    "--dataset",
+    "digits",
+    "--teacher",
+    "wrn16_1",
+    "--teacher_ckpt",
+    "teacher.pth",
+    "--student",
+    "wrn16_1",
+    "--device",
+    "cpu",
+    "--warmup",
+    1,
+    "--kd_steps",
+    2,
+    "--ep_steps",
+    2,
+    "--batch_size",
+    16,
+    "--g_steps",
+    2,
+    "--save_dir",
+    "out",
+]
 
 
-SHORT = ("--epochs", 2000, "--warmup", 0, "--kd_steps", 1, "--ep_steps", 1, "--batch_size", 8, "--g_steps", 1,
-         "--lr", 1e-3)  # fmt: skip
+SHORT = (
+    "--epochs",
+    2000,
+    "--warmup",
+    0,
+    "--kd_steps",
+    1,
+    "--ep_steps",
+    1,
+    "--batch_size",
+    8,
+    "--g_steps",
+    1,
+    "--lr",
+    1e-3,
+)
 
 
 @pytest.fixture
@@ -114,10 +147,17 @@ def test_a_full_disk_costs_no_checkpoint(cwd):
     def limited(limit, *more):
         words = [sys.executable, str(ROOT / "bsr_main.py"), *map(str, [*COMMON, "--epochs", 6, *more])]
         return subprocess.run(
-            words, cwd=cwd, capture_output=True, text=True, timeout=200, env=soak.environment(),
-            preexec_fn=lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-                                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
-        )  # fmt: skip
+            words,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            env=soak.environment(),
+            preexec_fn=lambda: (
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+            ),
+        )
 
     samples = 16 * (3 * 32 * 32 + 64 * 4 + 12)  # bytes that an epoch adds
     assert size > 4 * samples
@@ -292,14 +332,31 @@ def spoilt_teachers(folder):
     for k in range(10):
         huge = torch.zeros(1).expand(10 ** rng.randint(8, 15))
         yield write(f"huge shape {k}", {**state, rng.choice(keys): huge})
-    odd = [None, 3, "x", [1], b"x", {}, 1.5, torch.zeros(3, dtype=torch.complex64),
-           torch.zeros(2).to_sparse(), torch.zeros(3, dtype=torch.bool), float("nan")]  # fmt: skip
+    odd = [
+        None,
+        3,
+        "x",
+        [1],
+        b"x",
+        {},
+        1.5,
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(2).to_sparse(),
+        torch.zeros(3, dtype=torch.bool),
+        float("nan"),
+    ]
     for k, value in enumerate(odd):
         yield write(f"wrong type {k}", {**state, rng.choice(keys): value})
         yield write(f"wrong kind {k}", value)
     touch = "open('ran_code', 'w')"
-    calls = [Run(Path.touch, Path("ran_code")), Run(os.system, "touch ran_code"), Run(eval, touch),
-             Run(exec, touch), Run(OrderedDict, [("a", Malicious())]), Malicious()]  # fmt: skip
+    calls = [
+        Run(Path.touch, Path("ran_code")),
+        Run(os.system, "touch ran_code"),
+        Run(eval, touch),
+        Run(exec, touch),
+        Run(OrderedDict, [("a", Malicious())]),
+        Malicious(),
+    ]
     for k, call in enumerate(calls):
         yield write(f"code {k}", {"state_dict": call})
         yield write(f"code in a plain pickle {k}", pickle.dumps({"state_dict": call}))
@@ -473,10 +530,19 @@ def test_broken_images_are_named_and_nothing_is_left_out_silently(content, cwd):
 
 @pytest.mark.parametrize(
     "change",
-    [{"student": "../../etc"}, {"student": ["x"]}, {"classes": [1, 2]}, {"mean": "x"}, {"seed": "0"},
-     {"dlw": "yes"}, {"img_size": "32"}, {"method": {}}, {"teacher": "__import__('os')"}],
+    [
+        {"student": "../../etc"},
+        {"student": ["x"]},
+        {"classes": [1, 2]},
+        {"mean": "x"},
+        {"seed": "0"},
+        {"dlw": "yes"},
+        {"img_size": "32"},
+        {"method": {}},
+        {"teacher": "__import__('os')"},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_configuration_from_elsewhere_is_checked_before_it_is_used(change, good, tmp_path):
     config = json.loads((good / "out/config.json").read_text())
     for name in ("summary.json", "metrics.jsonl"):

@@ -38,8 +38,18 @@ def runs(tmp_path_factory):
     flags_of = {"bsr": ["--tensorboard", "--export_repository"], "Basic": ["--method", "fast_meta"]}
     for name, flags in flags_of.items():
         done = run_script(
-            "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
-            *flags, "--save_dir", name, cwd=cwd,
+            "bsr_main.py",
+            "--dataset",
+            "digits",
+            "--teacher",
+            "wrn16_1",
+            "--student",
+            "wrn16_1",
+            *TINY,
+            *flags,
+            "--save_dir",
+            name,
+            cwd=cwd,
         )
         assert done.returncode == 0, done.stderr
     return cwd
@@ -118,8 +128,17 @@ def test_the_embedding_keeps_neighbours_and_repeats_itself(engine):
 def test_fewer_points_than_samples_are_drawn_at_random(runs):
     for folder in ("few", "again"):
         done = run_script(
-            POINTS, "bsr", "--max_points", 20, "--features", "teacher", "--output", folder, "--engine",
-            "scikit-learn", cwd=runs,
+            POINTS,
+            "bsr",
+            "--max_points",
+            20,
+            "--features",
+            "teacher",
+            "--output",
+            folder,
+            "--engine",
+            "scikit-learn",
+            cwd=runs,
         )
         assert done.returncode == 0, done.stderr
     few, again = (read_csv(runs / folder / "bsr_targets.csv")[1] for folder in ("few", "again"))
@@ -151,8 +170,10 @@ def test_the_sweep_is_drawn_with_runs_laid_over(tmp_path):
     done = run_script("show_result/hyperparameters/hp.py", "runs", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out/oh_memory_size_runs.csv").read_text().splitlines() == [
-        "value,mean,std,seeds", "2,94.5,0.7071067812,2", "8,94.5,0,1",
-    ]  # fmt: skip
+        "value,mean,std,seeds",
+        "2,94.5,0.7071067812,2",
+        "8,94.5,0,1",
+    ]
     assert Image.open(tmp_path / "out/hp.png").width > 1500
 
 
@@ -168,13 +189,20 @@ def test_the_published_points_in_the_repository_are_the_paper_s(tmp_path):
 def test_octave_draws_the_same_figures(points, tmp_path):
     shutil.copytree(ROOT / "show_result/hyperparameters", tmp_path / "hp")
     (tmp_path / "hp/oh_step_fine_runs.csv").write_text("value,mean,std,seeds\n0.1,94.5,0.2,3\n0.12,94,0,1\n")
-    environment = {**os.environ, "ABLATION_POINTS": str(points), "ABLATION_OUTPUT": str(tmp_path),
-                   "HP_FOLDER": str(tmp_path / "hp")}  # fmt: skip
+    environment = {
+        **os.environ,
+        "ABLATION_POINTS": str(points),
+        "ABLATION_OUTPUT": str(tmp_path),
+        "HP_FOLDER": str(tmp_path / "hp"),
+    }
     for script in ("ablation.m", "hyperparameters/hp.m"):
         done = subprocess.run(
-            ["octave-cli", str(ROOT / "show_result" / script)], env=environment, capture_output=True,
-            text=True, timeout=120,
-        )  # fmt: skip
+            ["octave-cli", str(ROOT / "show_result" / script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr
     for name in ("ablation_points_m.png", "ablation_counts_m.png", "hp/hp_m.png"):
         pixels = np.array(Image.open(tmp_path / name).convert("L"))
@@ -220,12 +248,35 @@ def write_shown_run(folder, classes, epochs):
     """A run with samples, as large as asked for."""
     # Names that would be a formula, markup or another alphabet.
     names = [r"$\foo$", "<b>bold</b>", "données", *(f"class {k}" for k in range(3, classes))]
-    write_run(folder, 0, 50.0, method="bsr", img_size=8, epochs=epochs, device="cpu", classes=names,
-              mean=[0.5] * 3, std=[0.5] * 3)  # fmt: skip
+    write_run(
+        folder,
+        0,
+        50.0,
+        method="bsr",
+        img_size=8,
+        epochs=epochs,
+        device="cpu",
+        classes=names,
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
     counts = np.random.default_rng(0).integers(0, 30, (epochs, classes))
-    rows = [{"epoch": e, "alpha": 0.5 + e / 10, "test_top1": 10.0 + e, "loss_kd": None, "loss_oh": 1.0,
-             "loss_bn": 1.0, "loss_adv": 0.0, "margin": 0.5, "counts": counts[e].tolist(), "repository": 5,
-             "seconds": {"kd": 1.0}} for e in range(epochs)]  # fmt: skip
+    rows = [
+        {
+            "epoch": e,
+            "alpha": 0.5 + e / 10,
+            "test_top1": 10.0 + e,
+            "loss_kd": None,
+            "loss_oh": 1.0,
+            "loss_bn": 1.0,
+            "loss_adv": 0.0,
+            "margin": 0.5,
+            "counts": counts[e].tolist(),
+            "repository": 5,
+            "seconds": {"kd": 1.0},
+        }
+        for e in range(epochs)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     torch.manual_seed(0)
     log = SampleLog(folder / SAMPLES, (3, 8, 8), 4)
@@ -269,12 +320,25 @@ def test_a_browser_renders_the_report_without_errors_or_requests(runs, tmp_path)
     report(tmp_path, runs / "bsr")
     log = tmp_path / "net.json"
     done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         "--disable-background-networking", "--disable-component-update", "--no-first-run",
-         "--net-log-capture-mode=Everything", f"--log-net-log={log}",
-         f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "report.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--no-first-run",
+            "--net-log-capture-mode=Everything",
+            f"--log-net-log={log}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0
     assert done.stdout.count("<svg") >= 6
     assert "CONSOLE" not in done.stderr

@@ -117,7 +117,13 @@ def test_synthesis_calls(meta_gradient):
     teacher, student = teacher_and_student()
     generator = generator_and_images()[0]
     settings = FastMetaSettings(
-        steps=4, lr_g=2e-3, lr_z=0.01, bn=10, adv=1.33, warmup=2, bn_momentum=0.9,
+        steps=4,
+        lr_g=2e-3,
+        lr_z=0.01,
+        bn=10,
+        adv=1.33,
+        warmup=2,
+        bn_momentum=0.9,
         maml=meta_gradient == "fomaml",
     )
     synthesizer = FastMetaSynthesizer(
@@ -148,13 +154,35 @@ def test_distillation_steps():
     teacher, _ = teacher_and_student()
     student = golden.fill(models.create("wrn16_1", 10), "student:").train()
     settings = DistillSettings(
-        epochs=400, warmup=0, kd_steps=1, ep_steps=1, batch_size=16, synthesis_batch_size=16, lr=0.2,
-        momentum=0.9, weight_decay=1e-4, temperature=20, oh=0.5, dlw=True, blg=True, iho=True,
-        dlw_mode="dynamic", oh_min=0.5, oh_max=1.0, oh_step=0.1, oh_memory_size=8,
+        epochs=400,
+        warmup=0,
+        kd_steps=1,
+        ep_steps=1,
+        batch_size=16,
+        synthesis_batch_size=16,
+        lr=0.2,
+        momentum=0.9,
+        weight_decay=1e-4,
+        temperature=20,
+        oh=0.5,
+        dlw=True,
+        blg=True,
+        iho=True,
+        dlw_mode="dynamic",
+        oh_min=0.5,
+        oh_max=1.0,
+        oh_step=0.1,
+        oh_memory_size=8,
     )
     distiller = Distiller(
-        teacher, student, synthesizer=None, repository=SampleRepository((3, 32, 32), 64, 10),
-        augment=None, settings=settings, streams=RandomStreams(0), evaluate=None,
+        teacher,
+        student,
+        synthesizer=None,
+        repository=SampleRepository((3, 32, 32), 64, 10),
+        augment=None,
+        settings=settings,
+        streams=RandomStreams(0),
+        evaluate=None,
     )
     for step in ALGORITHM["kd"]["steps"]:
         images = golden.random_state(step["image_seed"]).random_sample((16, 3, 32, 32))

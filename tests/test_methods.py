@@ -98,12 +98,18 @@ def kl(p, q):
 def test_the_losses_of_dafl_zskt_dfad_and_dfq(networks, divergence, use_targets, rng):
     teacher, student = networks
     settings = GenerativeSettings(
-        steps=1, lr_g=1e-3, adv=0.7, bn=0.3, act=0.05, balance=20.0, divergence=divergence,
+        steps=1,
+        lr_g=1e-3,
+        adv=0.7,
+        bn=0.3,
+        act=0.05,
+        balance=20.0,
+        divergence=divergence,
         use_targets=use_targets,
     )
-    made = GenerativeSynthesizer(
-        teacher, student, TinyGenerator(), PlainAugment(), settings, rng
-    ).synthesize(TARGETS, 0.9)
+    made = GenerativeSynthesizer(teacher, student, TinyGenerator(), PlainAugment(), settings, rng).synthesize(
+        TARGETS, 0.9
+    )
     inputs = normalized(made.images)
     logits, features, distance = seen(teacher, inputs)
     student_logits = seen(student, inputs)[0]
@@ -219,8 +225,12 @@ def test_the_losses_of_deepinversion(networks, rng, monkeypatch):
     student_logits, _, student_distance = seen(student, x)
     p, q = softmax(student_logits / 3), softmax(logits / 3)
     p, q, m = (np.clip(value, 0.01, 0.99) for value in (p, q, (p + q) / 2))
-    shifted = [x[..., :-1] - x[..., 1:], x[..., :-1, :] - x[..., 1:, :],
-               x[..., :-1, :-1] - x[..., 1:, 1:], x[..., 1:, :-1] - x[..., :-1, 1:]]  # fmt: skip
+    shifted = [
+        x[..., :-1] - x[..., 1:],
+        x[..., :-1, :] - x[..., 1:, :],
+        x[..., :-1, :-1] - x[..., 1:, 1:],
+        x[..., 1:, :-1] - x[..., :-1, 1:],
+    ]
     expected = {
         "oh": cross_entropy(logits, TARGETS.numpy()),
         "bn": distance - 0.001 * student_distance,
@@ -315,16 +325,41 @@ def distiller(args, processes=ALONE, **changes):
         args, teacher, student, 8, augment, streams.synthesis, processes, nullcontext
     )
     settings = DistillSettings(
-        args.epochs, args.warmup, args.kd_steps, args.ep_steps, args.batch_size, args.synthesis_batch_size,
-        args.lr, args.momentum, args.weight_decay, args.T, args.oh, args.dlw, args.blg, args.iho,
-        args.dlw_mode, args.oh_min, args.oh_max, args.oh_step, args.oh_memory_size, store=args.store_samples,
-        divergence=METHODS[args.method].divergence, **changes,
+        args.epochs,
+        args.warmup,
+        args.kd_steps,
+        args.ep_steps,
+        args.batch_size,
+        args.synthesis_batch_size,
+        args.lr,
+        args.momentum,
+        args.weight_decay,
+        args.T,
+        args.oh,
+        args.dlw,
+        args.blg,
+        args.iho,
+        args.dlw_mode,
+        args.oh_min,
+        args.oh_max,
+        args.oh_step,
+        args.oh_memory_size,
+        store=args.store_samples,
+        divergence=METHODS[args.method].divergence,
+        **changes,
     )
     shard = {"rank": processes.rank, "world_size": processes.world_size} if args.store_samples else {}
     repository = SampleRepository((3, 8, 8), 192, CLASSES, **shard)
     return Distiller(
-        teacher, student, synthesizer, repository, augment, settings, streams,
-        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2), processes,
+        teacher,
+        student,
+        synthesizer,
+        repository,
+        augment,
+        settings,
+        streams,
+        lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
+        processes,
     )
 
 

@@ -24,8 +24,26 @@ from datafree.run_samples import load_student
 from datafree.runs import read_run
 from datafree.synthesis.base import Synthesis
 
-TINY = ["--dataset", "none", "--epochs", 3, "--warmup", 1, "--kd_steps", 2, "--ep_steps", 2,
-        "--batch_size", 16, "--g_steps", 2, "--device", "cpu", "--save_dir", "out"]  # fmt: skip
+TINY = [
+    "--dataset",
+    "none",
+    "--epochs",
+    3,
+    "--warmup",
+    1,
+    "--kd_steps",
+    2,
+    "--ep_steps",
+    2,
+    "--batch_size",
+    16,
+    "--g_steps",
+    2,
+    "--device",
+    "cpu",
+    "--save_dir",
+    "out",
+]
 NET = '''
 import torch
 from torch import nn
@@ -97,8 +115,17 @@ def cwd(tmp_path):
 def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     teacher, arguments, student, size = TEACHERS[kind]
     done = run_script(
-        "bsr_main.py", *TINY, "--teacher", teacher, "--teacher_args", arguments, "--student", student,
-        "--img_size", size, cwd=cwd,
+        "bsr_main.py",
+        *TINY,
+        "--teacher",
+        teacher,
+        "--teacher_args",
+        arguments,
+        "--student",
+        student,
+        "--img_size",
+        size,
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     assert "which is not accuracy" in done.stdout
@@ -126,8 +153,17 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
 
 @pytest.mark.parametrize("kind", ["torch_export", "safetensors"])
 def test_other_formats_give_the_same_logits(kind, cwd):
-    done = run_script("bsr_main.py", *TINY, "--teacher", "net.py:Digits", "--student", "net.py:Digits",
-                      "--img_size", 32, cwd=cwd)  # fmt: skip
+    done = run_script(
+        "bsr_main.py",
+        *TINY,
+        "--teacher",
+        "net.py:Digits",
+        "--student",
+        "net.py:Digits",
+        "--img_size",
+        32,
+        cwd=cwd,
+    )
     assert done.returncode == 0, done.stderr
     source = ["--student", "net.py:Digits"]
     exported = run_script("scripts/export.py", "out", *source, "--format", kind, cwd=cwd)
@@ -153,27 +189,87 @@ def test_the_second_example_of_the_readme(cwd):
     """One grey channel, no data; the student is scored on the real test digits afterwards."""
     grey = f"{ROOT}/examples/grey.py:Grey"
     taught = run_script(
-        "train_scratch.py", "--dataset", "digits", "--model", grey, "--epochs", 12, "--batch_size", 64,
-        "--lr", 0.1, "--wd", 5e-4, "--output", "grey.pth", "--device", "cpu", cwd=cwd,
-    )  # fmt: skip
+        "train_scratch.py",
+        "--dataset",
+        "digits",
+        "--model",
+        grey,
+        "--epochs",
+        12,
+        "--batch_size",
+        64,
+        "--lr",
+        0.1,
+        "--wd",
+        5e-4,
+        "--output",
+        "grey.pth",
+        "--device",
+        "cpu",
+        cwd=cwd,
+    )
     assert taught.returncode == 0, taught.stderr
     done = run_script(
-        "bsr_main.py", "--dataset", "none", "--teacher", grey, "--teacher_ckpt", "grey.pth",
-        "--student", grey, "--student_args", "width=12", "--epochs", 26, "--warmup", 5, "--kd_steps", 40,
-        "--ep_steps", 40, "--batch_size", 64, "--g_steps", 5, "--device", "cpu", "--save_dir", "out", cwd=cwd,
-    )  # fmt: skip
+        "bsr_main.py",
+        "--dataset",
+        "none",
+        "--teacher",
+        grey,
+        "--teacher_ckpt",
+        "grey.pth",
+        "--student",
+        grey,
+        "--student_args",
+        "width=12",
+        "--epochs",
+        26,
+        "--warmup",
+        5,
+        "--kd_steps",
+        40,
+        "--ep_steps",
+        40,
+        "--batch_size",
+        64,
+        "--g_steps",
+        5,
+        "--device",
+        "cpu",
+        "--save_dir",
+        "out",
+        cwd=cwd,
+    )
     assert done.returncode == 0, done.stderr
     scored = run_script(
-        "bsr_main.py", "--dataset", "digits", "--evaluate_only", "--student", grey, "--student_args",
-        "width=12", "--save_dir", "out", "--device", "cpu", cwd=cwd,
-    )  # fmt: skip
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--evaluate_only",
+        "--student",
+        grey,
+        "--student_args",
+        "width=12",
+        "--save_dir",
+        "out",
+        "--device",
+        "cpu",
+        cwd=cwd,
+    )
     assert float(re.search(r": ([\d.]+) % \(", scored.stdout)[1]) >= 90, scored.stdout
 
 
 def test_a_few_labelled_images_replace_agreement_by_accuracy(cwd):
     write_folder(cwd / "few", splits=("x",), classes=("a", "b", "c"), count=4)
-    more = ["--teacher", "net.py:Digits", "--student", "net.py:Digits", "--teacher_args", "num_classes=3",
-            "--img_size", 32]  # fmt: skip
+    more = [
+        "--teacher",
+        "net.py:Digits",
+        "--student",
+        "net.py:Digits",
+        "--teacher_args",
+        "num_classes=3",
+        "--img_size",
+        32,
+    ]
     done = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "few/x", "--test_teacher", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert "agreement" not in done.stdout
@@ -204,8 +300,10 @@ BAD = [
     (["--teacher", "net.py:tokens"], "sees 128 rows in a forward pass of 2 images"),
     (["--teacher", "torchvision:alexnet"], "cannot take images of 3 x 32 x 32"),
     (["--teacher", "net.py:four"], "cannot take images of 3 x 32 x 32"),
-    (["--teacher", "net.py:Digits", "--student", "net.py:Twice"],
-     "gives tuple for 2 images of 1 x 32 x 32 in train mode"),
+    (
+        ["--teacher", "net.py:Digits", "--student", "net.py:Twice"],
+        "gives tuple for 2 images of 1 x 32 x 32 in train mode",
+    ),
     (["--teacher", "net.py:Digits", "--test_teacher"], "add --eval_folder"),
     (["--teacher", "wrn16_1", "--teacher_args", "a=1", "--teacher_ckpt", "t.pth"], "takes no --teacher_args"),
 ]
@@ -223,16 +321,34 @@ def test_networks_that_cannot_be_used_are_refused_in_a_line(given, message, cwd)
 
 def test_features_of_a_layer_by_name_where_there_is_no_linear_one(cwd):
     done = run_script(
-        "bsr_main.py", *TINY, "--img_size", 32, "--teacher", "net.py:no_linear", "--feature_layer", "0",
-        "--student", "wrn16_1", cwd=cwd,
+        "bsr_main.py",
+        *TINY,
+        "--img_size",
+        32,
+        "--teacher",
+        "net.py:no_linear",
+        "--feature_layer",
+        "0",
+        "--student",
+        "wrn16_1",
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     assert "3072 features" in done.stdout
 
 
 def test_a_student_of_a_file_is_not_run_unasked(cwd):
-    done = run_script("bsr_main.py", *TINY, "--img_size", 32, "--teacher", "net.py:Digits", "--student",
-                      "net.py:Digits", cwd=cwd)  # fmt: skip
+    done = run_script(
+        "bsr_main.py",
+        *TINY,
+        "--img_size",
+        32,
+        "--teacher",
+        "net.py:Digits",
+        "--student",
+        "net.py:Digits",
+        cwd=cwd,
+    )
     assert done.returncode == 0, done.stderr
     shown = run_script("show_result/report.py", "out", cwd=cwd)
     assert shown.returncode == 0, shown.stderr
@@ -343,8 +459,14 @@ def test_every_eighth_sample_is_held_out_however_small_the_batches():
     held = HeldOut((3, 8, 8), small(0).eval(), lambda images: images, torch.device("cpu"))
     kept = 0
     for _ in range(6):
-        new = Synthesis(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long), torch.zeros(4, 2),
-                        torch.zeros(4), {}, {})  # fmt: skip
+        new = Synthesis(
+            torch.rand(4, 3, 8, 8),
+            torch.zeros(4, dtype=torch.long),
+            torch.zeros(4, 2),
+            torch.zeros(4),
+            {},
+            {},
+        )
         kept += len(held.take(new).labels)
     assert (kept, len(held.images)) == (21, 3)
 
@@ -367,13 +489,28 @@ def test_a_network_for_colours_is_made_for_grey():
 def small(seed, width=8, classes=4):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout(0.1),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes),
-    )  # fmt: skip
+        nn.Conv2d(3, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
 
 
-FEW = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "epochs": 3, "warmup": 1, "kd_steps": 2,
-       "ep_steps": 2, "batch_size": 16, "g_steps": 2, "lr": 0.01}  # fmt: skip
+FEW = {
+    "image_size": 8,
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "epochs": 3,
+    "warmup": 1,
+    "kd_steps": 2,
+    "ep_steps": 2,
+    "batch_size": 16,
+    "g_steps": 2,
+    "lr": 0.01,
+}
 
 
 def test_runs_in_one_process_repeat_themselves_and_touch_nothing_else(capsys):
@@ -492,9 +629,13 @@ def test_the_example_runs_and_is_short(tmp_path):
     example = ROOT / "examples/distill.py"
     assert len(example.read_text().splitlines()) <= 30
     done = subprocess.run(
-        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        [sys.executable, str(example)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("agreement") == 6
     assert (tmp_path / "student.pth").is_file()

@@ -12,9 +12,27 @@ from conftest import ROOT
 from test_scripts import metrics, write_teacher
 
 FLAGS = [
-    "--dataset", "digits", "--teacher", "wrn16_1", "--student", "mobilenetv2", "--epochs", "8", "--warmup",
-    "1", "--kd_steps", "3", "--ep_steps", "3", "--batch_size", "16", "--g_steps", "2", "--device", "cpu",
-]  # fmt: skip
+    "--dataset",
+    "digits",
+    "--teacher",
+    "wrn16_1",
+    "--student",
+    "mobilenetv2",
+    "--epochs",
+    "8",
+    "--warmup",
+    "1",
+    "--kd_steps",
+    "3",
+    "--ep_steps",
+    "3",
+    "--batch_size",
+    "16",
+    "--g_steps",
+    "2",
+    "--device",
+    "cpu",
+]
 # A rank of bsr_main.py, which leaves its student behind, or ends before the epoch STOP.
 RANK = """
 import os, sys
@@ -133,8 +151,21 @@ def test_batches_that_cannot_be_divided_are_refused(two_processes):
 
 def test_without_data_all_processes_hold_the_same_samples_out(tmp_path):
     grey = f"{ROOT}/examples/grey.py:Grey"  # with the weights it is made with, in every process
-    done = torchrun(tmp_path, "--save_dir", "none", "--dataset", "none", "--teacher", grey, "--student", grey,
-                    "--img_size", "32", "--epochs", "3")  # fmt: skip
+    done = torchrun(
+        tmp_path,
+        "--save_dir",
+        "none",
+        "--dataset",
+        "none",
+        "--teacher",
+        grey,
+        "--student",
+        grey,
+        "--img_size",
+        "32",
+        "--epochs",
+        "3",
+    )
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"student-rank{rank}.pth") for rank in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)

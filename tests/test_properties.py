@@ -68,10 +68,12 @@ def plain_outlier_factors(features, k=10):
     np.fill_diagonal(distances, np.inf)
     neighbours = np.argsort(distances, axis=1, kind="stable")[:, :k]
     near = np.take_along_axis(distances, neighbours, 1)
-    density = np.array([
-        1 / (np.mean([max(near[j, -1], distances[i, j]) for j in neighbours[i]]) + 1e-10)
-        for i in range(len(features))
-    ])  # fmt: skip
+    density = np.array(
+        [
+            1 / (np.mean([max(near[j, -1], distances[i, j]) for j in neighbours[i]]) + 1e-10)
+            for i in range(len(features))
+        ]
+    )
     return np.array([density[neighbours[i]].mean() / density[i] for i in range(len(features))])
 
 
@@ -131,9 +133,10 @@ def test_iho_removes_what_a_plain_model_of_it_removes_over_arrivals_and_removals
 
 
 @given(
-    st.integers(1, 1000), st.lists(st.tuples(st.integers(0, 12), st.floats(0, 1)), max_size=12),
+    st.integers(1, 1000),
+    st.lists(st.tuples(st.integers(0, 12), st.floats(0, 1)), max_size=12),
     st.integers(0, 2**31),
-)  # fmt: skip
+)
 def test_the_repository_is_a_list_from_which_samples_are_removed(classes, steps, seed):
     rng = torch.Generator().manual_seed(seed)
     repository, plain, number = SampleRepository((1, 2, 2), 2, classes), [], 0

@@ -16,9 +16,21 @@ from torch import nn
 import models
 
 TINY = [
-    "--epochs", 4, "--warmup", 1, "--kd_steps", 2, "--ep_steps", 2, "--batch_size", 16, "--g_steps", 2,
-    "--device", "cpu",
-]  # fmt: skip
+    "--epochs",
+    4,
+    "--warmup",
+    1,
+    "--kd_steps",
+    2,
+    "--ep_steps",
+    2,
+    "--batch_size",
+    16,
+    "--g_steps",
+    2,
+    "--device",
+    "cpu",
+]
 
 
 STUDENT = "mobilenetv2"  # it has dropout, which draws from torch's global generator
@@ -68,8 +80,19 @@ def digits_run(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("digits")
     write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
     done = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT, *TINY,
-        "--test-teacher", "--export_repository", "--save_dir", "out", cwd=cwd,
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        STUDENT,
+        *TINY,
+        "--test-teacher",
+        "--export_repository",
+        "--save_dir",
+        "out",
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     return cwd, done
@@ -118,8 +141,17 @@ def test_an_existing_run_is_neither_erased_nor_mixed(digits_run):
     cwd, _ = digits_run
     before = {p: p.stat().st_mtime_ns for p in (cwd / "out").rglob("*")}
     done = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
-        "--save_dir", "out", cwd=cwd,
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        "wrn16_1",
+        *TINY,
+        "--save_dir",
+        "out",
+        cwd=cwd,
     )
     assert done.returncode == 2
     assert "--resume" in done.stderr
@@ -142,8 +174,17 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    flags = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT, *TINY,
-             "--save_dir", tmp_path / "out"]
+    flags = [
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        STUDENT,
+        *TINY,
+        "--save_dir",
+        tmp_path / "out",
+    ]
     root = Path(models.__file__).parent.parent
     stopped = run_script(str(stopper), root / "bsr_main.py", *flags, cwd=cwd, PYTHONPATH=str(root))
     assert stopped.returncode == 9, stopped.stderr
@@ -182,8 +223,18 @@ def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/mine.txt").write_text("mine")
     done = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
-        "--save_dir", tmp_path, "--overwrite", cwd=cwd,
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        "wrn16_1",
+        *TINY,
+        "--save_dir",
+        tmp_path,
+        "--overwrite",
+        cwd=cwd,
     )
     assert_refused(done, "which is not a run's")
     assert (tmp_path / "images/mine.txt").read_text() == "mine"
@@ -192,8 +243,17 @@ def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
 def test_evaluate_only_scores_the_student_of_a_run(digits_run):
     cwd, _done = digits_run
     scored = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", STUDENT,
-        "--save_dir", "out", "--evaluate_only", cwd=cwd,
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        STUDENT,
+        "--save_dir",
+        "out",
+        "--evaluate_only",
+        cwd=cwd,
     )
     assert scored.returncode == 0, scored.stderr
     last = json.loads((cwd / "out/summary.json").read_text())["last_top1"]
@@ -203,9 +263,28 @@ def test_evaluate_only_scores_the_student_of_a_run(digits_run):
 def test_components_switch_off_one_by_one(digits_run):
     cwd, _ = digits_run
     done = run_script(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY,
-        "--no-dlw", "--no_iho", "--oh", 0.7, "--adv", 0, "--cr", 1, "--fp16", "--is_maml", 0,
-        "--save-dir", "off", cwd=cwd,
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        "wrn16_1",
+        *TINY,
+        "--no-dlw",
+        "--no_iho",
+        "--oh",
+        0.7,
+        "--adv",
+        0,
+        "--cr",
+        1,
+        "--fp16",
+        "--is_maml",
+        0,
+        "--save-dir",
+        "off",
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     config = json.loads((cwd / "off/config.json").read_text())
@@ -257,9 +336,24 @@ def test_training_images_are_never_opened(tmp_path):
         "sys.addaudithook(hook)\n"
     )
     done = run_script(
-        "bsr_main.py", "--dataset", "folder", "--data_root", "images", "--mean", "half", "--teacher",
-        "wrn16_1", "--teacher_ckpt", teacher, "--student", "wrn16_1", *TINY, "--test_teacher", cwd=tmp_path,
-        OPENED=str(tmp_path / "opened"), PYTHONPATH=str(tmp_path / "site"),
+        "bsr_main.py",
+        "--dataset",
+        "folder",
+        "--data_root",
+        "images",
+        "--mean",
+        "half",
+        "--teacher",
+        "wrn16_1",
+        "--teacher_ckpt",
+        teacher,
+        "--student",
+        "wrn16_1",
+        *TINY,
+        "--test_teacher",
+        cwd=tmp_path,
+        OPENED=str(tmp_path / "opened"),
+        PYTHONPATH=str(tmp_path / "site"),
     )
     assert done.returncode == 0, done.stderr
     opened = (tmp_path / "opened").read_text()
@@ -270,14 +364,42 @@ def test_training_images_are_never_opened(tmp_path):
 def test_train_scratch_records_what_bsr_main_then_finds(tmp_path):
     write_folder(tmp_path / "images", splits=("train", "val"))
     trained = run_script(
-        "train_scratch.py", "--model", "resnet20", "--dataset", "folder", "--data_root", "images",
-        "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.3", "--epochs", 1, "--batch_size", 8,
-        "--device", "cpu", cwd=tmp_path,
+        "train_scratch.py",
+        "--model",
+        "resnet20",
+        "--dataset",
+        "folder",
+        "--data_root",
+        "images",
+        "--mean",
+        "0.5,0.4,0.3",
+        "--std",
+        "0.2,0.2,0.3",
+        "--epochs",
+        1,
+        "--batch_size",
+        8,
+        "--device",
+        "cpu",
+        cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
     done = run_script(
-        "bsr_main.py", "--dataset", "folder", "--data_root", "images", "--teacher", "resnet20", "--student",
-        "resnet20", *TINY, "--epochs", 1, "--save_dir", "out", cwd=tmp_path,
+        "bsr_main.py",
+        "--dataset",
+        "folder",
+        "--data_root",
+        "images",
+        "--teacher",
+        "resnet20",
+        "--student",
+        "resnet20",
+        *TINY,
+        "--epochs",
+        1,
+        "--save_dir",
+        "out",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     student = torch.load(tmp_path / "out/student.pth", weights_only=True)
@@ -372,7 +494,13 @@ def test_bad_checkpoints_get_one_line_and_run_no_code(kind, tmp_path):
     write, message = bad_checkpoints()[kind]
     write(tmp_path / "teacher.pth")
     done = run_here(
-        "bsr_main.py", "--dataset", "digits", "--teacher", "wrn16_1", "--teacher_ckpt", "teacher.pth",
+        "bsr_main.py",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--teacher_ckpt",
+        "teacher.pth",
         cwd=tmp_path,
     )
     assert_refused(done, message)
@@ -391,8 +519,18 @@ def test_bad_checkpoints_get_one_line_and_run_no_code(kind, tmp_path):
 def test_absent_data_get_one_line_that_says_what_to_put_where(dataset, message, tmp_path):
     write_teacher(tmp_path / "teacher.pth")
     done = run_here(
-        "bsr_main.py", "--dataset", dataset, "--data_root", "nowhere", "--teacher", "wrn16_1",
-        "--student", "wrn16_1", "--teacher_ckpt", "teacher.pth", cwd=tmp_path,
+        "bsr_main.py",
+        "--dataset",
+        dataset,
+        "--data_root",
+        "nowhere",
+        "--teacher",
+        "wrn16_1",
+        "--student",
+        "wrn16_1",
+        "--teacher_ckpt",
+        "teacher.pth",
+        cwd=tmp_path,
     )
     assert_refused(done, message)
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.pth"]

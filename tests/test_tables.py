@@ -24,7 +24,9 @@ def table_script(name, **environment):
     done = subprocess.run(
         ["bash", str(ROOT / f"scripts/{name}.sh")],
         env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=400,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     return done
 
@@ -57,8 +59,10 @@ def test_the_rows_of_the_ablation_have_the_published_settings():
     pairs = ("none", "iho", "blg", "dlw", "con_max")
     for args in settings.values():
         bsr_main.resolve(args)
-    shown = {name: (settings[name].g_steps, settings[name].dlw, settings[name].blg, settings[name].iho)
-             for name in pairs}  # fmt: skip
+    shown = {
+        name: (settings[name].g_steps, settings[name].dlw, settings[name].blg, settings[name].iho)
+        for name in pairs
+    }
     assert shown["none"] == (2, False, False, False)
     assert shown["con_max"] == (10, True, True, True)
     two = [parsed(line) for line in lines if "-blg-iho-seed" in line]
@@ -100,13 +104,35 @@ def test_a_smoke_run_executes_every_row_then_skips_continues_and_goes_on_past_fa
 def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet18"), **config):
     folder.mkdir(parents=True)
     on = method == "bsr"
-    flags = {"method": method, "dataset": "cifar10", "teacher": pair[0], "student": pair[1], "seed": seed,
-             "dlw": on, "blg": on, "iho": on, "dlw_mode": "dynamic", "store_samples": True, "adv": 1.33,
-             "oh_memory_size": 8, "oh_step": 0.1, "g_steps": 10, **config}  # fmt: skip
+    flags = {
+        "method": method,
+        "dataset": "cifar10",
+        "teacher": pair[0],
+        "student": pair[1],
+        "seed": seed,
+        "dlw": on,
+        "blg": on,
+        "iho": on,
+        "dlw_mode": "dynamic",
+        "store_samples": True,
+        "adv": 1.33,
+        "oh_memory_size": 8,
+        "oh_step": 0.1,
+        "g_steps": 10,
+        **config,
+    }
     (folder / "config.json").write_text(json.dumps(flags))
-    summary = {"last_top1": last, "best_top1_chosen_on_test_data": last + 1, "teacher_top1": 95.5,
-               "count_variation": 0.25, "count_entropy": 0.99, "lof_relative_iqr": 0.05,
-               "lof_outside_share": 0.01, "margin": 0.9, "seconds": 120.0}  # fmt: skip
+    summary = {
+        "last_top1": last,
+        "best_top1_chosen_on_test_data": last + 1,
+        "teacher_top1": 95.5,
+        "count_variation": 0.25,
+        "count_entropy": 0.99,
+        "lof_relative_iqr": 0.05,
+        "lof_outside_share": 0.01,
+        "margin": 0.9,
+        "seconds": 120.0,
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
@@ -134,8 +160,11 @@ def table(*args, cwd):
 def test_a_table_has_means_deviations_and_the_published_figures(runs):
     done = table("runs", "--format", "markdown", cwd=runs)
     assert "not finished, left out: runs/cut" in done.stderr
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()
-             if line.startswith("|")]  # fmt: skip
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+        if line.startswith("|")
+    ]
     deviation = np.std([94.0, 95.0, 96.5], ddof=1)
     assert ["method", "resnet34-resnet18", "vgg11-resnet18"] in cells
     assert ["bsr", f"95.17 ± {deviation:.2f} [94.80]", "90.00 [91.06]"] in cells
@@ -187,9 +216,24 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
     write_folder(tmp_path / "images", splits=("train", "test"))
     write_folder(tmp_path / "other", splits=("any",), classes=("thing",), count=10)
     write_teacher(tmp_path / "teacher.pth", num_classes=3)
-    common = ["--dataset", "folder", "--data_root", "images", "--teacher", "wrn16_1", "--teacher_ckpt",
-              "teacher.pth", "--student", "wrn16_1", "--epochs", 2, "--batch_size", 4,
-              "--device", "cpu"]  # fmt: skip
+    common = [
+        "--dataset",
+        "folder",
+        "--data_root",
+        "images",
+        "--teacher",
+        "wrn16_1",
+        "--teacher_ckpt",
+        "teacher.pth",
+        "--student",
+        "wrn16_1",
+        "--epochs",
+        2,
+        "--batch_size",
+        4,
+        "--device",
+        "cpu",
+    ]
     for more, name, count in (([], "vanilla_kd", 18), (["--images", "other"], "vanilla_kd_images", 10)):
         done = run_script("vanilla_kd.py", *common, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -213,11 +257,35 @@ def test_cmi_starts_with_the_images_of_a_folder(tmp_path):
     write_folder(tmp_path / "first", splits=("any",), classes=("thing",), count=10)
     write_teacher(tmp_path / "teacher.pth")
     done = run_script(
-        "bsr_main.py", "--method", "cmi", "--dataset", "digits", "--teacher", "wrn16_1", "--teacher_ckpt",
-        "teacher.pth", "--student", "wrn16_1", "--epochs", 2, "--kd_steps", 1, "--ep_steps", 1,
-        "--batch_size", 8, "--g_steps", 1, "--cmi_init", "first", "--save_dir", "out", "--device", "cpu",
+        "bsr_main.py",
+        "--method",
+        "cmi",
+        "--dataset",
+        "digits",
+        "--teacher",
+        "wrn16_1",
+        "--teacher_ckpt",
+        "teacher.pth",
+        "--student",
+        "wrn16_1",
+        "--epochs",
+        2,
+        "--kd_steps",
+        1,
+        "--ep_steps",
+        1,
+        "--batch_size",
+        8,
+        "--g_steps",
+        1,
+        "--cmi_init",
+        "first",
+        "--save_dir",
+        "out",
+        "--device",
+        "cpu",
         cwd=tmp_path,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert [row["repository"] for row in metrics(tmp_path / "out")] == [18, 26]
     assert json.loads((tmp_path / "out/config.json").read_text())["lr"] == 0.1

@@ -46,9 +46,7 @@ class Synthesizer(ABC):
     calls: int = 0
 
     @abstractmethod
-    def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step
-    ) -> Synthesis:
+    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
         """One batch for the labels asked for.
 
         Args:
@@ -88,9 +86,15 @@ class GuidedSynthesizer(Synthesizer):
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, augment: AugmentFunction, rng: torch.Generator,
-        processes: Processes = ALONE, autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None, bn_momentum: float = 0.0,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        augment: AugmentFunction,
+        rng: torch.Generator,
+        processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None,
+        bn_momentum: float = 0.0,
     ):
         self.teacher, self.student, self.augment, self.rng = teacher, student, augment, rng
         self.processes, self.autocast = processes, autocast

@@ -72,9 +72,16 @@ class CMISynthesizer(GuidedSynthesizer):
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: Augment,
-        settings: CMISettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        generator: nn.Module,
+        augment: Augment,
+        settings: CMISettings,
+        rng: torch.Generator,
+        processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None,
     ):
         super().__init__(teacher, student, augment, rng, processes, autocast, features)
         self.generator, self.settings = generator, settings
@@ -91,9 +98,7 @@ class CMISynthesizer(GuidedSynthesizer):
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), settings.lr_g)
         self.bank = torch.empty((0, dim), dtype=torch.float16, device=device)  # global views, oldest first
 
-    def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step
-    ) -> Synthesis:
+    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         s = self.settings
         self.calls += 1
@@ -101,7 +106,8 @@ class CMISynthesizer(GuidedSynthesizer):
         z = self._noise(len(targets), self.generator.nz).requires_grad_()
         optimizer = torch.optim.Adam(
             [{"params": list(self.generator.parameters())}, {"params": [z], "lr": s.lr_z}],
-            lr=s.lr_g, betas=ADAM_BETAS,
+            lr=s.lr_g,
+            betas=ADAM_BETAS,
         )
         trace = Trace()
         with frozen(self.student):

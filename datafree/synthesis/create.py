@@ -23,9 +23,16 @@ LATENT = {"dafl": 512, "zskt": 512}  # values of a latent code; 256 for the othe
 
 
 def create_synthesizer(
-    args: argparse.Namespace, teacher: nn.Module, student: nn.Module, img_size: int, augment: Augment,
-    rng: torch.Generator, processes: Processes, autocast: Autocast,
-    features: PenultimateFeatures | None = None, channels: int = 3,
+    args: argparse.Namespace,
+    teacher: nn.Module,
+    student: nn.Module,
+    img_size: int,
+    augment: Augment,
+    rng: torch.Generator,
+    processes: Processes,
+    autocast: Autocast,
+    features: PenultimateFeatures | None = None,
+    channels: int = 3,
 ) -> Synthesizer:
     """The synthesizer of `args.method`, with the settings in `args` (flags of `bsr_main.py`, resolved); its
     generator is initialised by torch's global random state."""
@@ -48,7 +55,16 @@ def create_synthesizer(
         )
         return GenerativeSynthesizer(*networks, settings, *common)
     settings = FastMetaSettings(
-        a.g_steps, a.lr_g, a.lr_z, a.bn, a.adv, a.warmup, a.bn_mmt, bool(a.reset_l0), bool(a.reset_bn),
-        bool(a.is_maml), meta=a.method != "fast",
-    )  # fmt: skip
+        a.g_steps,
+        a.lr_g,
+        a.lr_z,
+        a.bn,
+        a.adv,
+        a.warmup,
+        a.bn_mmt,
+        bool(a.reset_l0),
+        bool(a.reset_bn),
+        bool(a.is_maml),
+        meta=a.method != "fast",
+    )
     return FastMetaSynthesizer(*networks, settings, *common)

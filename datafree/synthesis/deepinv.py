@@ -16,15 +16,7 @@ from datafree.bn_statistics import BNStatistics
 from datafree.parallel import ALONE, Processes
 from datafree.penultimate import PenultimateFeatures
 from datafree.precision import Autocast
-from datafree.synthesis.base import (
-    GuidedSynthesizer,
-    OnStep,
-    Synthesis,
-    Trace,
-    frozen,
-    ignore_step,
-    weighted,
-)
+from datafree.synthesis.base import GuidedSynthesizer, OnStep, Synthesis, Trace, frozen, ignore_step, weighted
 
 ADAM_BETAS = (0.5, 0.99)
 STUDENT_SHARE = 0.001  # of the student's distance to its own statistics, which is to stay large
@@ -63,9 +55,16 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, image_shape: tuple[int, int, int], augment: Augment,
-        settings: DeepInversionSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        image_shape: tuple[int, int, int],
+        augment: Augment,
+        settings: DeepInversionSettings,
+        rng: torch.Generator,
+        processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None,
     ):
         super().__init__(teacher, student, augment, rng, processes, autocast, features)
         self.image_shape, self.settings, self.flip = image_shape, settings, augment.flip
@@ -74,9 +73,7 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
         black, white = torch.zeros(1, image_shape[0], 1, 1), torch.ones(1, image_shape[0], 1, 1)
         self.low, self.high = (self.normalize(image.to(rng.device)) for image in (black, white))
 
-    def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step
-    ) -> Synthesis:
+    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         s = self.settings
         self.calls += 1
@@ -97,9 +94,7 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
         self.student_statistics.update_averages()
         return self._finished(trace)
 
-    def _loss(
-        self, inputs: Tensor, targets: Tensor, oh_weight: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, inputs: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of normalised images; its terms, unweighted."""
         s = self.settings
         logits, loss_bn = self._ask_teacher(inputs)

@@ -60,21 +60,25 @@ class FastMetaSynthesizer(GuidedSynthesizer):
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: AugmentFunction,
-        settings: FastMetaSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        generator: nn.Module,
+        augment: AugmentFunction,
+        settings: FastMetaSettings,
+        rng: torch.Generator,
+        processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None,
     ):
-        super().__init__(
-            teacher, student, augment, rng, processes, autocast, features, settings.bn_momentum
-        )
+        super().__init__(teacher, student, augment, rng, processes, autocast, features, settings.bn_momentum)
         self.generator, self.settings = generator, settings
         self.meta_optimizer = torch.optim.Adam(
             generator.parameters(), lr=settings.lr_g * settings.steps, betas=ADAM_BETAS
         )
 
     def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step,
-        z: Tensor | None = None,
+        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step, z: Tensor | None = None
     ) -> Synthesis:
         """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`."""
         s = self.settings
@@ -88,7 +92,8 @@ class FastMetaSynthesizer(GuidedSynthesizer):
         working.train()
         optimizer = torch.optim.Adam(
             [{"params": list(working.parameters())}, {"params": [z], "lr": s.lr_z}],
-            lr=s.lr_g, betas=ADAM_BETAS,
+            lr=s.lr_g,
+            betas=ADAM_BETAS,
         )
         self.meta_optimizer.zero_grad()
         trace = Trace()
@@ -114,9 +119,7 @@ class FastMetaSynthesizer(GuidedSynthesizer):
         self.statistics.update_averages(self.processes)
         return self._finished(trace)
 
-    def _loss(
-        self, images: Tensor, targets: Tensor, oh_weight: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, images: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss; its terms oh, bn and adv, unweighted."""
         s = self.settings
         augmented = self.augment(images, self.rng)

@@ -72,9 +72,16 @@ class GenerativeSynthesizer(GuidedSynthesizer):
     """
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, generator: nn.Module, augment: Augment,
-        settings: GenerativeSettings, rng: torch.Generator, processes: Processes = ALONE,
-        autocast: Autocast = nullcontext, features: PenultimateFeatures | None = None,
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        generator: nn.Module,
+        augment: Augment,
+        settings: GenerativeSettings,
+        rng: torch.Generator,
+        processes: Processes = ALONE,
+        autocast: Autocast = nullcontext,
+        features: PenultimateFeatures | None = None,
     ):
         plain = augment.normalize
         super().__init__(
@@ -83,9 +90,7 @@ class GenerativeSynthesizer(GuidedSynthesizer):
         self.generator, self.settings = generator, settings
         self.optimizer = torch.optim.Adam(generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
 
-    def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step
-    ) -> Synthesis:
+    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         self.calls += 1
         trace = Trace()
@@ -102,9 +107,7 @@ class GenerativeSynthesizer(GuidedSynthesizer):
         self.statistics.update_averages()
         return self._finished(trace)
 
-    def _loss(
-        self, images: Tensor, targets: Tensor, oh_weight: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, images: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss; its terms, unweighted."""
         s = self.settings
         inputs = self.augment(images, self.rng)

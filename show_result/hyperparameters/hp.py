@@ -96,8 +96,16 @@ def main() -> None:
             dataset, pair = next(iter(places))
             label = f"these runs, last epoch ({max(point[3] for point in overlay)} seeds)"
             values, means, deviations, _ = zip(*overlay, strict=True)
-            bars = target.errorbar(values, means, deviations, fmt="s--", color=style.COLORS[6], markersize=4,
-                                   capsize=2, label=label)  # fmt: skip
+            bars = target.errorbar(
+                values,
+                means,
+                deviations,
+                fmt="s--",
+                color=style.COLORS[6],
+                markersize=4,
+                capsize=2,
+                label=label,
+            )
             lines.append(bars)
             if not same:
                 target.spines["right"].set_visible(True)
