@@ -1,6 +1,7 @@
 # make demo     install, train a teacher on digits, distil a student from it (SEED=0)
 # make test     install, run the tests
-# make lint     install, check style
+# make lint     install, run linter, formatter (as a check) and type checker
+# make derive   install, write docs/flags.md and datafree/keywords.pyi anew from the settings
 # make figures  install, draw the figures in show_result/ from the points there
 # make bench    install, compare speed and memory with the obvious implementation
 # make soak     install, kill a run 25 times and see that it ends as one that was never stopped
@@ -13,15 +14,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint bench figures soak
+.PHONY: install demo test lint derive bench figures soak
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-dev.txt requirements-extra.txt constraints.txt
+$(INSTALLED): pyproject.toml requirements.txt requirements-dev.txt requirements-extra.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -c constraints.txt $(PIP_FLAGS)
+	$(PY) -m pip install -r requirements.txt -r requirements-dev.txt -r requirements-extra.txt \
+	    -c constraints.txt $(PIP_FLAGS)
+	$(PY) -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(INSTALLED)
@@ -44,5 +47,10 @@ soak: $(INSTALLED)
 bench: $(INSTALLED)
 	$(PY) -W ignore benchmarks/bench.py
 
+derive: $(INSTALLED)
+	$(PY) scripts/derive.py
+
 lint: $(INSTALLED)
-	$(VENV)/bin/ruff check .
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy

@@ -1,6 +1,6 @@
 """Speed and memory against the obvious way to write the same thing, as ratios within one run.
 
-    make bench      (five minutes on two cores; the table on the console, all figures in run/bench.json)
+    make bench      (six to eight minutes on two cores; all figures go to run/bench.json too)
 
 What is compared is run in turns, so that a machine that slows down slows both. Times are medians, with
 the fastest and the slowest run in brackets. A result that misses its bar is marked, and the exit status is 1.
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,24 +28,29 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-import models
 from benchmarks import obvious
-from datafree import checkpoint
-from datafree.augment import Augment, Normalize
-from datafree.datasets import NORMALIZATIONS
-from datafree.distiller import Distiller, DistillSettings
-from datafree.evaluate import Evaluation
+from benchmarks.common import (
+    AUGMENT,
+    CLASSES,
+    IMAGE_SHAPE,
+    make_distiller,
+    network,
+    noise_samples,
+    train_student,
+)
+from datafree.data.pixels import to_float
+from datafree.distiller import Distiller
 from datafree.iho import HomogeneityOperator
-from datafree.penultimate import PenultimateFeatures
-from datafree.record import environment
-from datafree.repository import SampleRepository, to_float
-from datafree.sample_log import SampleLog
-from datafree.streams import RandomStreams
-from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
-from models.generator import Generator
+from datafree.models.generator import Generator
+from datafree.networks.penultimate import PenultimateFeatures
+from datafree.repository import SampleRepository
+from datafree.runs.environment import environment
+from datafree.samples import Samples
+from datafree.settings import Settings, resolve
+from datafree.torch_utils import checkpoint
 
-AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
-CLASSES = 10
+BATCH = 128  # images in a step of KD and of synthesis
+STUDENT = "wrn16_1"
 PARTS = ("kd", "synthesis", "iho", "growth", "batches", "epoch", "memory")
 
 
@@ -106,88 +112,30 @@ def rounds(function: Callable[[], Any], count: int) -> list[float]:
     return seconds
 
 
-def network(arch: str) -> torch.nn.Module:
-    return models.create(arch, CLASSES).to(memory_format=torch.channels_last)
-
-
 def teacher(arch: str) -> torch.nn.Module:
     """Frozen; its BatchNorm statistics are those of noise, so that activations stay of the usual size."""
     made = network(arch).train()
     with torch.no_grad():
         for _ in range(5):
-            made(torch.randn(64, 3, 32, 32))
+            made(torch.randn(64, *IMAGE_SHAPE))
     return made.eval().requires_grad_(False)
 
 
-def noise_samples(count: int, dim: int) -> tuple[torch.Tensor, ...]:
-    """uint8 images, labels, clustered features and margins."""
-    labels = torch.randint(0, CLASSES, (count,))
-    centres = torch.randn(CLASSES, dim, generator=torch.Generator().manual_seed(1))
-    features = torch.relu(centres[labels] + torch.randn(count, dim))
-    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), labels, features, torch.rand(count)
-
-
-def filled_repository(count: int, dim: int, log: Path | None = None) -> SampleRepository:
-    shape = (3, 32, 32)
-    repository = SampleRepository(shape, dim, CLASSES, log=SampleLog(log, shape, dim) if log else None)
-    repository.add(*noise_samples(count, dim))
+def filled_repository(samples: Samples) -> SampleRepository:
+    repository = SampleRepository(IMAGE_SHAPE, samples.features.shape[1], CLASSES)
+    repository.add(samples)
     return repository
 
 
-def make_distiller(
-    teacher_arch: str,
-    student_arch: str,
-    count: int,
-    batch_size: int,
-    g_steps: int,
-    kd_steps: int,
-    log: Path | None = None,
-    compiled: bool = False,
-) -> Distiller:
-    """Of a run in full swing, with `count` samples of noise to begin with."""
-    streams = RandomStreams(0)
-    frozen, student = teacher(teacher_arch), network(student_arch)
-    repository = filled_repository(count, PenultimateFeatures(frozen).dim, log)
-    synthesizer = FastMetaSynthesizer(
-        frozen,
-        student,
-        Generator().to(memory_format=torch.channels_last),
-        AUGMENT,
-        FastMetaSettings(g_steps, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9),
-        streams.synthesis,
-    )
-    settings = DistillSettings(
-        epochs=1000,
-        warmup=0,
-        kd_steps=kd_steps,
-        ep_steps=kd_steps,
-        batch_size=batch_size,
-        synthesis_batch_size=batch_size,
-        lr=0.2,
-        momentum=0.9,
-        weight_decay=1e-4,
-        temperature=20,
-        oh=0.5,
-        dlw=True,
-        blg=True,
-        iho=True,
-        dlw_mode="dynamic",
-        oh_min=0.5,
-        oh_max=1,
-        oh_step=0.1,
-        oh_memory_size=8,
-        compile=compiled,
-    )
-    return Distiller(
-        frozen,
-        student,
-        synthesizer,
-        repository,
-        AUGMENT,
-        settings,
-        streams,
-        lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
-    )
+def bsr_settings(g_steps: int, kd_steps: int, compiled: bool = False) -> Settings:
+    """The published ones of BSR but for the warm-up, the number of epochs, and the work in each."""
+    steps = {"g_steps": g_steps, "kd_steps": kd_steps, "ep_steps": kd_steps, "batch_size": BATCH}
+    return resolve({**steps, "epochs": 1000, "warmup": 0, "compile": compiled})[0]
+
+
+def bsr(arch: str, count: int, settings: Settings, log: Path | None = None) -> Distiller:
+    """A run with a teacher of this architecture and `count` samples to begin with."""
+    return make_distiller(settings, teacher(arch), network(STUDENT), count, log)
 
 
 def bench_batches(table: Table, folder: Path, repository: SampleRepository) -> None:
@@ -230,12 +178,12 @@ def bench_batches(table: Table, folder: Path, repository: SampleRepository) -> N
 def bench_iho(table: Table) -> None:
     """An epoch's arrivals and removals, against scoring everything with scikit-learn."""
     for count, times in ((5_000, 4), (20_000, 3), (50_000, 3), (100_000, 1)):
-        repository = filled_repository(count, 512)
+        repository = filled_repository(noise_samples(count, 512))
         operator = HomogeneityOperator(CLASSES, 256)
         operator.measure(repository.table())
         ours, theirs = [], []
         for _ in range(times):
-            repository.add(*noise_samples(256, 512))
+            repository.add(noise_samples(256, 512))
             features, labels = repository.features.numpy(), repository.labels.numpy()
             start = time.perf_counter()
             spread = operator.measure(repository.table())
@@ -251,9 +199,9 @@ def bench_iho(table: Table) -> None:
 
 
 def bench_kd_step(table: Table) -> None:
-    distiller = make_distiller("wrn40_2", "wrn16_1", 20_000, 128, 1, 1)
-    student, frozen = network("wrn16_1").train(), distiller.teacher
-    resident = torch.randn(128, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    distiller = bsr("wrn40_2", 20_000, bsr_settings(g_steps=1, kd_steps=1))
+    student, frozen = network(STUDENT).train(), distiller.teacher
+    resident = torch.randn(BATCH, *IMAGE_SHAPE).contiguous(memory_format=torch.channels_last)
 
     def bare() -> None:
         with torch.no_grad():
@@ -261,18 +209,17 @@ def bench_kd_step(table: Table) -> None:
         student.zero_grad()
         F.mse_loss(student(resident), teacher_logits).backward()
 
-    distiller.student.train()
-    ours, other = in_turns(lambda: distiller._distill(lambda *_: None), bare, times=16)
+    ours, other = in_turns(lambda: train_student(distiller), bare, times=16)
     table.times("KD step, wrn40_2 to wrn16_1, batch 128, against its networks", ours, other, 1.1, False)
 
 
 def bench_synthesis_step(table: Table) -> None:
     steps = 5
-    distiller = make_distiller("wrn40_2", "wrn16_1", 500, 128, steps, 1)
-    targets = torch.randint(0, CLASSES, (128,))
+    distiller = bsr("wrn40_2", 500, bsr_settings(steps, kd_steps=1))
+    targets = torch.randint(0, CLASSES, (BATCH,))
     generator, frozen = distiller.synthesizer.generator, distiller.teacher
-    student = network("wrn16_1").eval().requires_grad_(False)
-    z = torch.randn(128, 256, requires_grad=True)
+    student = network(STUDENT).eval().requires_grad_(False)
+    z = torch.randn(BATCH, 256, requires_grad=True)
 
     def bare() -> None:
         for _ in range(steps):
@@ -284,22 +231,22 @@ def bench_synthesis_step(table: Table) -> None:
     table.times(what, ours, other, 1.4, False)
 
 
-def bench_epoch(table: Table, folder: Path, samples: tuple[torch.Tensor, ...]) -> None:
+def bench_epoch(table: Table, folder: Path, samples: Samples) -> None:
     """Synthesis of 2 steps, IHO, BLG and 40 steps of KD (published: 10 and 400), with 50,000 samples there
     already. Ours also writes a checkpoint."""
     arch, g_steps, kd_steps = "vgg8", 2, 40
-    images, labels, _, margins = samples
     frozen, student = (
-        made.to(memory_format=torch.contiguous_format) for made in (teacher(arch), network("wrn16_1"))
+        made.to(memory_format=torch.contiguous_format) for made in (teacher(arch), network(STUDENT))
     )
     dim = PenultimateFeatures(frozen).dim
-    features = torch.relu(torch.randn(len(labels), dim))
-    run = obvious.ObviousRun(frozen, student, Generator(), folder, features, labels, 128, g_steps, kd_steps)
+    samples = replace(samples, features=torch.relu(torch.randn(len(samples), dim)))
+    settings = bsr_settings(g_steps, kd_steps)
+    run = obvious.ObviousRun(frozen, student, Generator(), folder, samples.features, samples.labels, settings)
 
     def ours(compiled: bool) -> Callable[[], None]:
         log = folder / f"samples-{compiled}.bin"
-        distiller = make_distiller(arch, "wrn16_1", 0, 128, g_steps, kd_steps, log, compiled)
-        distiller.repository.add(images, labels, features, margins)
+        distiller = bsr(arch, 0, bsr_settings(g_steps, kd_steps, compiled), log)
+        distiller.repository.add(samples)
         epochs = iter(range(100))
 
         def epoch() -> None:
@@ -316,7 +263,7 @@ def bench_epoch(table: Table, folder: Path, samples: tuple[torch.Tensor, ...]) -
 
 def bench_growth(table: Table, folder: Path) -> None:
     distillers = [
-        make_distiller("resnet20", "wrn16_1", count, 128, 5, 20, folder / f"samples-{count}.bin")
+        bsr("resnet20", count, bsr_settings(g_steps=5, kd_steps=20), folder / f"samples-{count}.bin")
         for count in (100_000, 5_000)
     ]
     saves = []
@@ -375,11 +322,9 @@ def main() -> None:
     if wanted("batches") or wanted("epoch"):
         with tempfile.TemporaryDirectory() as folder:
             samples = noise_samples(50_000, 1)
-            obvious.write_pngs(Path(folder), samples[0], samples[1], 0)
+            obvious.write_pngs(Path(folder), samples.images, samples.labels, 0)
             if wanted("batches"):
-                repository = SampleRepository((3, 32, 32), 1, CLASSES)
-                repository.add(*samples)
-                bench_batches(table, Path(folder), repository)
+                bench_batches(table, Path(folder), filled_repository(samples))
             if wanted("epoch"):
                 bench_epoch(table, Path(folder), samples)
     if wanted("memory"):

@@ -12,7 +12,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import models
-from datafree.augment import Augment, Normalize
-from datafree.datasets import NORMALIZATIONS
-from datafree.distiller import Distiller, DistillSettings
-from datafree.evaluate import Evaluation
+from benchmarks.common import CLASSES, IMAGE_SHAPE, make_distiller, network, train_student
+from datafree.distiller import Distiller
 from datafree.iho import HomogeneityOperator
-from datafree.precision import autocast, set_kernels
-from datafree.record import environment
 from datafree.repository import SampleRepository
-from datafree.streams import RandomStreams
-from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
-from models.generator import Generator
+from datafree.runs.environment import environment
+from datafree.samples import Samples
+from datafree.settings import resolve
+from datafree.torch_utils.precision import set_kernels
 
-AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
-BATCH, G_STEPS, KD_STEPS, EPOCHS, WARMUP = 256, 10, 400, 420, 20  # as published
+PUBLISHED, _ = resolve({})
+BATCH = PUBLISHED.batch_size
 
 
 def seconds(function: Callable[[], Any], device: torch.device, times: int) -> float:
@@ -62,7 +57,7 @@ def matrix_rate(device: torch.device, size: int) -> float:
 
 def step_flops(teacher: torch.nn.Module, student: torch.nn.Module, device: torch.device) -> int:
     """Floating-point operations of KD on one image."""
-    images = torch.randn(2, 3, 32, 32, device=device)
+    images = torch.randn(2, *IMAGE_SHAPE, device=device)
     with FlopCounterMode(display=False) as counter:
         with torch.no_grad():
             teacher(images)
@@ -70,62 +65,15 @@ def step_flops(teacher: torch.nn.Module, student: torch.nn.Module, device: torch
     return counter.get_total_flops() // 2
 
 
-def make_distiller(
-    device: torch.device, archs: tuple[str, str], samples: int, amp: str, compiled: bool
+def bsr(
+    device: torch.device, archs: tuple[str, str], samples: int, kd_steps: int, amp: str, compiled: bool
 ) -> Distiller:
+    """A run with the published settings but for the warm-up, the student's learning rate, and `kd_steps`."""
     torch.manual_seed(0)
-    streams = RandomStreams(0, device)
-    teacher, student = (
-        models.create(arch, 10).to(device, memory_format=torch.channels_last) for arch in archs
-    )
-    teacher.eval().requires_grad_(False)
-    repository = SampleRepository((3, 32, 32), 512, 10, device)
-    labels = torch.randint(0, 10, (samples,), device=device)
-    features = torch.randn(10, 512, device=device)[labels] + torch.randn(samples, 512, device=device)
-    images = torch.randint(0, 256, (samples, 3, 32, 32), dtype=torch.uint8, device=device)
-    repository.add(images, labels, features, torch.rand(samples, device=device))
-    settings = DistillSettings(
-        epochs=EPOCHS,
-        warmup=0,
-        kd_steps=KD_STEPS,
-        ep_steps=KD_STEPS,
-        batch_size=BATCH,
-        synthesis_batch_size=BATCH,
-        lr=1e-3,
-        momentum=0.9,
-        weight_decay=1e-4,
-        temperature=20,
-        oh=0.5,
-        dlw=True,
-        blg=True,
-        iho=True,
-        dlw_mode="dynamic",
-        oh_min=0.5,
-        oh_max=1,
-        oh_step=0.1,
-        oh_memory_size=8,
-        amp=amp,
-        compile=compiled,
-    )
-    synthesizer = FastMetaSynthesizer(
-        teacher,
-        student,
-        Generator().to(device, memory_format=torch.channels_last),
-        AUGMENT,
-        FastMetaSettings(G_STEPS, 2e-3, 0.01, bn=10, adv=1.33, warmup=0, bn_momentum=0.9),
-        streams.synthesis,
-        autocast=autocast(amp if amp != "fp16" else "off", device),
-    )
-    return Distiller(
-        teacher,
-        student,
-        synthesizer,
-        repository,
-        AUGMENT,
-        settings,
-        streams,
-        lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
-    )
+    steps = {"kd_steps": kd_steps, "ep_steps": kd_steps, "warmup": 0}
+    settings, _ = resolve({**steps, "lr": 1e-3, "amp": amp, "compile": compiled})
+    teacher, student = (network(arch, device) for arch in archs)
+    return make_distiller(settings, teacher.eval().requires_grad_(False), student, samples)
 
 
 def main() -> None:
@@ -148,14 +96,14 @@ def main() -> None:
         args.output.write_text(json.dumps(figures, indent=2) + "\n")  # as soon as there is something
 
     dim = 64 if args.tiny else 512
-    repository = SampleRepository((1, 1, 1), dim, 10, device)
+    repository = SampleRepository((1, 1, 1), dim, CLASSES, device)
 
     def arrive(count: int) -> None:
-        labels = torch.randint(0, 10, (count,), device=device)
+        labels = torch.randint(0, CLASSES, (count,), device=device)
         nothing = torch.zeros(count, 1, 1, 1, dtype=torch.uint8, device=device)
-        repository.add(nothing, labels, torch.randn(count, dim, device=device), torch.rand(count))
+        repository.add(Samples(nothing, labels, torch.randn(count, dim, device=device), torch.rand(count)))
 
-    operator = HomogeneityOperator(10, BATCH)
+    operator = HomogeneityOperator(CLASSES, BATCH)
     arrive(samples)
     start = time.perf_counter()
     operator.measure(repository.table())
@@ -171,19 +119,19 @@ def main() -> None:
     for amp, compiled in (("off", False), ("bf16", False), ("fp16", False), ("off", True), ("bf16", True)):
         name = f"{amp}{', compiled' if compiled else ''}"
         try:
-            distiller = make_distiller(device, archs, samples, amp, compiled)
-            distiller.settings = replace(distiller.settings, kd_steps=steps)
-            kd = seconds(lambda d=distiller: d._distill(lambda *_: None), device, 1) / steps
+            distiller = bsr(device, archs, samples, steps, amp, compiled)
+            kd = seconds(lambda d=distiller: train_student(d), device, 1) / steps
             flops = step_flops(distiller.teacher, distiller.student, device)
             rate = BATCH / kd
             share = flops * rate / figures["bf16_matrix_flops"]
             report(f"kd_images_per_second[{name}]", rate, f"{rate:,.0f} ({share:.1%} of the matrix rate)")
             if compiled:
                 continue
-            targets = torch.randint(0, 10, (BATCH,), device=device)
+            targets = torch.randint(0, CLASSES, (BATCH,), device=device)
             call = seconds(lambda d=distiller, t=targets: d.synthesizer.synthesize(t, 0.5), device, 3)
             report(f"synthesis_seconds[{name}]", call, f"{call:.3f} s")
-            whole = ((EPOCHS - WARMUP) * (KD_STEPS * kd + iho) + EPOCHS * call) / 60
+            trained = PUBLISHED.epochs - PUBLISHED.warmup
+            whole = (trained * (PUBLISHED.kd_steps * kd + iho) + PUBLISHED.epochs * call) / 60
             report(f"published_run_minutes[{name}]", whole, f"{whole:.1f} min without tests of the student")
         except RuntimeError as error:  # a compiler that is not there, say: the rest is worth having
             print(f"{name}: {error}", flush=True)

@@ -17,13 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from datafree.augment import Augment, Normalize
-from datafree.datasets import NORMALIZATIONS
+from benchmarks.common import AUGMENT, CLASSES
 from datafree.iho import HomogeneityOperator
 from datafree.repository import SampleRepository
-from datafree.sample_log import SampleLog
-
-AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
+from datafree.runs.sample_log import SampleLog
+from datafree.samples import Samples
 
 
 def resident_bytes() -> int:
@@ -56,7 +54,8 @@ def fill(repository: SampleRepository, operator: HomogeneityOperator, count: int
     size, dim = repository.images(torch.arange(0)).shape[-1], repository.features.shape[1]
     for start in range(0, count, batch):
         serials = torch.arange(start, start + batch)
-        repository.add(images_of(serials, size), serials % 10, torch.randn(batch, dim), torch.rand(batch))
+        images, features = images_of(serials, size), torch.randn(batch, dim)
+        repository.add(Samples(images, serials % CLASSES, features, torch.rand(batch)))
         operator.measure(repository.table())
     for number, drawn in enumerate(repository.batches(batch, 20, rng)):
         if number == 0:  # what a repository all in memory would draw
@@ -74,8 +73,8 @@ def main() -> None:
         def fresh(name: str) -> tuple[SampleRepository, HomogeneityOperator]:
             log = SampleLog(Path(folder) / name, (3, size, size), 512) if large else None
             limit = 500 * 10**6 if large else None
-            repository = SampleRepository((3, size, size), 512, 10, log=log, resident_bytes=limit)
-            return repository, HomogeneityOperator(10, batch)
+            repository = SampleRepository((3, size, size), 512, CLASSES, log=log, resident_bytes=limit)
+            return repository, HomogeneityOperator(CLASSES, batch)
 
         fill(*fresh("other"), 2 * batch, batch)  # what the libraries need for themselves
         repository, operator = fresh("samples")

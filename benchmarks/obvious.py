@@ -22,7 +22,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+from datafree.data.datasets import NORMALIZATIONS
+from datafree.settings import Settings
+
+MEAN, STD = NORMALIZATIONS["cifar10"]
 
 
 def png_loader(folder: Path, batch_size: int) -> DataLoader:
@@ -66,6 +69,7 @@ class ObviousRun:
 
     Args:
         folder: an image folder with the samples there are, in the order of `features` and `labels`.
+        settings: those of the run that this one is compared with.
     """
 
     def __init__(
@@ -76,23 +80,23 @@ class ObviousRun:
         folder: Path,
         features: Tensor,
         labels: Tensor,
-        batch_size: int,
-        g_steps: int,
-        kd_steps: int,
+        settings: Settings,
     ):
+        s = self.settings = settings
         self.teacher, self.student, self.generator, self.folder = teacher, student, generator, folder
         self.features, self.labels = features.numpy(), labels.numpy()
         self.numbers = np.arange(len(labels))
         self.next_number = len(labels)
-        self.batch_size, self.g_steps, self.kd_steps = batch_size, g_steps, kd_steps
         self.layers = [layer for layer in teacher.modules() if isinstance(layer, nn.BatchNorm2d)]
         self.moments: dict[int, tuple[Tensor, Tensor]] = {}
         for index, layer in enumerate(self.layers):
             layer.register_forward_hook(self._hook(index))
         linear = [layer for layer in teacher.modules() if isinstance(layer, nn.Linear)][-1]
         linear.register_forward_hook(lambda _layer, inputs, _output: setattr(self, "penultimate", inputs[0]))
-        self.meta = torch.optim.Adam(generator.parameters(), 1e-2, betas=(0.5, 0.999))
-        self.optimizer = torch.optim.SGD(student.parameters(), 0.2, momentum=0.9, weight_decay=1e-4)
+        self.meta = torch.optim.Adam(generator.parameters(), s.lr_g * s.g_steps, betas=(0.5, 0.999))
+        self.optimizer = torch.optim.SGD(
+            student.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay
+        )
         self.augment = nn.Sequential(
             kornia.RandomCrop((32, 32), padding=4),
             kornia.RandomHorizontalFlip(),
@@ -107,14 +111,15 @@ class ObviousRun:
         return hook
 
     def synthesize(self) -> None:
-        targets = torch.randint(0, 10, (self.batch_size,))
-        z = torch.randn(self.batch_size, 256, requires_grad=True)
+        s = self.settings
+        targets = torch.randint(0, 10, (s.batch_size,))
+        z = torch.randn(s.batch_size, 256, requires_grad=True)
         clone = copy.deepcopy(self.generator).train()
-        optimizer = torch.optim.Adam([{"params": clone.parameters()}, {"params": [z], "lr": 0.01}], 2e-3)
+        optimizer = torch.optim.Adam([{"params": clone.parameters()}, {"params": [z], "lr": s.lr_z}], s.lr_g)
         self.student.eval()
         best, best_loss = None, math.inf
         self.meta.zero_grad()
-        for _ in range(self.g_steps):
+        for _ in range(s.g_steps):
             images = clone(z)
             inputs = self.augment(images)
             logits = self.teacher(inputs)
@@ -125,7 +130,8 @@ class ObviousRun:
             student_logits = self.student(inputs)
             divergence = F.kl_div(student_logits.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
             agree = student_logits.argmax(1) == logits.argmax(1)
-            loss = 10 * loss_bn + 0.5 * F.cross_entropy(logits, targets) - 1.33 * (divergence * agree).mean()
+            loss = s.bn * loss_bn + s.oh * F.cross_entropy(logits, targets)
+            loss = loss - s.adv * (divergence * agree).mean()
             if loss.item() < best_loss:
                 best, best_loss = (images.detach(), self.penultimate.detach()), loss.item()
             optimizer.zero_grad()
@@ -139,11 +145,11 @@ class ObviousRun:
         write_pngs(self.folder, (best[0] * 255).to(torch.uint8), labels, self.next_number)
         self.features = np.concatenate([self.features, best[1].numpy()])
         self.labels = np.concatenate([self.labels, labels.numpy()])
-        self.numbers = np.concatenate([self.numbers, self.next_number + np.arange(self.batch_size)])
-        self.next_number += self.batch_size
+        self.numbers = np.concatenate([self.numbers, self.next_number + np.arange(s.batch_size)])
+        self.next_number += s.batch_size
 
     def prune(self) -> None:
-        limit, taken, removed = math.ceil(self.batch_size / 10) + 1, [0] * 10, []
+        limit, taken, removed = math.ceil(self.settings.batch_size / 10) + 1, [0] * 10, []
         for index in sorted(outside_whiskers(self.features, self.labels, 10)):
             label = self.labels[index]
             if taken[label] < limit:
@@ -156,16 +162,16 @@ class ObviousRun:
         )
 
     def distill(self) -> None:
+        s = self.settings
         self.student.train()
-        batches = iter(png_loader(self.folder, self.batch_size))
-        for _ in range(self.kd_steps):
+        batches = iter(png_loader(self.folder, s.batch_size))
+        for _ in range(s.kd_steps):
             images, _ = next(batches)
             with torch.no_grad():
                 teacher_logits = self.teacher(images)
             student_logits = self.student(images)
-            loss = 400 * F.kl_div(
-                (student_logits / 20).log_softmax(1), (teacher_logits / 20).softmax(1), reduction="batchmean"
-            )
+            given, wanted = (student_logits / s.T).log_softmax(1), (teacher_logits / s.T).softmax(1)
+            loss = s.T**2 * F.kl_div(given, wanted, reduction="batchmean")
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()

@@ -1,6 +1,6 @@
 """Data-free knowledge distillation with a balanced sample repository (BSR).
 
-student, record = datafree.distill(teacher, student, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+student, metrics = datafree.distill(teacher, student, img_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 student = datafree.load_student("run/.../student.pth")
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datafree.api import distill
-    from datafree.networks import rebuild as load_student
+    from datafree.networks.portable import load_student
 
 __all__ = ["distill", "load_student"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return distill
     if name == "load_student":
-        from datafree.networks import rebuild
+        from datafree.networks.portable import load_student
 
-        return rebuild
+        return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,73 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
+import inspect
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from datafree import networks, settings
 from datafree.assemble import make_distiller
-from datafree.augment import Augment, Normalize
+from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError, did_you_mean
-from datafree.evaluate import Evaluation
+from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
+from datafree.networks.examine import NO_STATISTICS, examine
+from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
+from datafree.torch_utils.streams import random_state_kept
 
-NOT_HERE = {  # flags of files, of networks by name, and of the command line
-    "teacher",
-    "student",
-    "teacher_args",
-    "student_args",
-    "teacher_ckpt",
-    "pretrained",
-    "test_teacher",
-    "dataset",
-    "data_root",
-    "download",
-    "mean",
-    "std",
-    "img_size",
-    "flip",
-    "channels",
-    "eval_folder",
-    "save_dir",
-    "log_tag",
-    "resume",
-    "overwrite",
-    "save_every",
-    "tensorboard",
-    "start_epoch",
-    "evaluate_only",
-    "export_repository",
-    "print_freq",
-    "gpu",
-    "device",
-    "workers",
-    "repository_memory",
-    "cmi_init",
-    "fp16",
-    "deterministic",
-}
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from datafree.keywords import Keywords
 
 
 def distill(
     teacher: nn.Module,
     student: nn.Module,
     *,
-    image_size: int,
+    img_size: int,
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = True,
     evaluate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    **given: Any,
+    **given: Unpack[Keywords],
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student from a teacher without data (BSR, unless `method` says otherwise).
 
@@ -79,26 +50,33 @@ def distill(
         teacher: maps images (N, C, H, W), normalised, to logits (N, classes); left as it was.
         student: likewise, with as many classes; trained in place, on the device it is on, which must be the
             teacher's too.
-        image_size: H and W, a multiple of 4.
+        img_size: H and W in pixels, 8 or more.
         mean, std: C numbers each (1 or 3), with which the networks' input is normalised; images are in
             [0, 1].
         flip: whether a mirrored image is still of its class.
         evaluate: scores the student, in eval mode, after each epoch, in percent. By default it is judged by
             its agreement with the teacher on synthetic samples that are held out from training, which is not
             accuracy.
-        on_epoch: called after each epoch with its line of the record.
-        given: the flags of `bsr_main.py` by name, such as `epochs=100, method="fast_meta", seed=1`.
+        on_epoch: called after each epoch with its line of metrics.
+        given: the other settings of `bsr_main.py` by name, such as `epochs=100, method="fast_meta", seed=1`;
+            see docs/flags.md. None stands for the default.
 
     Returns:
-        The student, and the record: a dictionary an epoch, as the lines of `metrics.jsonl`.
+        The student, and the metrics: a dictionary an epoch, as the lines of `metrics.jsonl`.
 
     Raises:
-        TypeError: a setting that there is none of.
-        UserError: settings that cannot be meant, networks that do not fit each other or the images, or
-            a loss that is no longer finite.
+        TypeError: there is no such setting.
+        UserError: a value makes no sense, the networks do not fit each other or the images, or a loss is no
+            longer finite.
     """
-    args = _settings(given)
-    _check_images(image_size, mean, std)
+    for name in given:
+        if name not in LIBRARY:
+            known = [*LIBRARY, "img_size", "mean", "std", "flip"]
+            raise TypeError(f"distill() has no setting {name}{did_you_mean(name, known)}")
+    settings, remarks = resolve(check(given))
+    for remark in remarks:
+        warnings.warn(remark, stacklevel=2)
+    _check_images(img_size, mean, std)
     weights = next(student.parameters(), None)
     if weights is None:
         raise UserError("the student has no parameters to train")
@@ -106,80 +84,67 @@ def distill(
     augment = Augment(Normalize(tuple(mean), tuple(std)), flip)
 
     def score(network: nn.Module) -> Evaluation:
-        with frozen(network), torch.no_grad(), _aside(device):
-            return Evaluation(float(evaluate(network)), float("nan"), float("nan"), 0, 0)
+        assert evaluate is not None
+        with frozen(network), torch.no_grad(), random_state_kept(device):
+            return Evaluation(float(evaluate(network)), math.nan, math.nan, 0, 0)
 
     with ExitStack() as stack:
         stack.enter_context(frozen(teacher))
-        stack.enter_context(_aside(device))
-        torch.default_generator.manual_seed(args.seed)
+        stack.enter_context(random_state_kept(device))
+        torch.default_generator.manual_seed(settings.seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(args.seed)
-        found = []
-        for network, name in ((teacher, "teacher"), (student, "student")):
-            layer, trained = (None, True) if network is student else (args.feature_layer, False)
-            found.append(networks.examine(network, name, len(mean), image_size, device, layer, trained))
-            if found[-1].hook:
-                stack.callback(found[-1].hook.remove)
-        if found[0].num_classes != found[1].num_classes:
+                torch.cuda.manual_seed(settings.seed)
+        taught = examine(teacher, "teacher", len(mean), img_size, device, settings.feature_layer)
+        learning = examine(student, "student", len(mean), img_size, device, trained=True)
+        for found in (taught, learning):
+            if found.hook:
+                stack.callback(found.hook.remove)
+        if taught.num_classes != learning.num_classes:
             raise UserError(
-                f"the student gives {found[1].num_classes} classes, and the teacher {found[0].num_classes}"
+                f"the student gives {learning.num_classes} classes, and the teacher {taught.num_classes}"
             )
-        if not found[0].bn_layers and "bn" in METHODS[args.method].takes:
-            warnings.warn(networks.NO_STATISTICS, stacklevel=2)
+        if not taught.bn_layers and "bn" in METHODS[settings.method].takes:
+            warnings.warn(NO_STATISTICS, stacklevel=2)
+        assert taught.features is not None  # a teacher's are looked for
         distiller = make_distiller(
-            args,
+            settings,
             teacher,
             student,
-            image_size,
-            found[0].num_classes,
+            taught.features,
+            img_size,
+            taught.num_classes,
             augment,
             device,
             score if evaluate else None,
+            hold_out=evaluate is None,
         )
-        record = []
-        for epoch in range(args.epochs):
-            record.append(distiller.run_epoch(epoch))
+        metrics = []
+        for epoch in range(settings.epochs):
+            metrics.append(distiller.run_epoch(epoch))
             if on_epoch:
-                with _aside(device):
-                    on_epoch(record[-1])
+                with random_state_kept(device):
+                    on_epoch(metrics[-1])
     student.eval()
-    return student, record
+    return student, metrics
 
 
-def _settings(given: Mapping[str, Any]) -> argparse.Namespace:
-    """The flags of `bsr_main.py`, parsed as from its command line.
-
-    Raises:
-        TypeError: a setting that there is none of.
-        UserError: a value that cannot be meant.
-    """
-    parser = settings.build_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(message)
-
-    parser.error = refuse
-    known = sorted(set(vars(parser.parse_args([]))) - NOT_HERE - {"given"})
-    switches = {action.dest for action in parser._actions if action.nargs == 0}
-    words = []
-    for name, value in given.items():
-        if name not in known:
-            raise TypeError(f"distill() has no setting {name}{did_you_mean(name, known)}")
-        if value is None or (value is False and parser.get_default(name) is False):
-            continue
-        if isinstance(value, bool) and name in switches:
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words.append(f"--{name}={int(value) if isinstance(value, bool) else value}")
-    args = parser.parse_args(words)
-    for warning in settings.resolve(args):
-        warnings.warn(warning, stacklevel=3)
-    return args
+def _signature() -> inspect.Signature:
+    """That of `distill`, with every setting in place of `**given`."""
+    own = [one for one in inspect.signature(distill).parameters.values() if one.name != "given"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own += [
+        inspect.Parameter(one.name, keyword, default=one.default, annotation=one.type)
+        for one in FIELDS
+        if one.traits.library
+    ]
+    return inspect.signature(distill).replace(parameters=own)
 
 
-def _check_images(image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+distill.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
+def _check_images(img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
     """Raises:
     UserError: there are no such images.
     """
@@ -188,13 +153,8 @@ def _check_images(image_size: int, mean: Sequence[float], std: Sequence[float]) 
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std above 0")
     try:
-        fits = operator.index(image_size) >= 8 and image_size % 4 == 0
+        fits = operator.index(img_size) >= 8
     except TypeError:
         fits = False
     if not fits:
-        raise UserError(f"image_size {image_size}: it must be a multiple of 4, 8 or more")
-
-
-def _aside(device: torch.device) -> AbstractContextManager[None]:
-    """Whatever is drawn inside the block does not move torch's global random state."""
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+        raise UserError(f"img_size {img_size}: it must be a whole number, 8 or more")

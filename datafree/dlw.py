@@ -8,67 +8,68 @@ MODES = ("dynamic", "con_min", "con_max", "line", "curve")
 class DynamicLossWeight:
     """The weight alpha of the pseudo-supervised loss (`oh`), epoch by epoch (BSR, section on DLW).
 
-    `dynamic` starts at `minimum` and adds `step` in an epoch when the last synthesis brought both
+    `dynamic` starts at `oh_min` and adds `oh_step` in an epoch when the last synthesis brought both
     the adversarial and the BatchNorm loss strictly below all the values before it in a window of
-    `memory_size`: once the generator has mastered what it is asked for, classes may be told apart
+    `oh_memory_size`: once the generator has mastered what it is asked for, classes may be told apart
     more sharply. The other modes are the paper's ablations.
 
     Args:
-        minimum: alpha in the warm-up, and where it starts after it (`--oh_min`).
-        maximum: where `con_max`, `line` and `curve` end (`--oh_max`); not a bound on `dynamic`.
-        step: what alpha grows by at a time (`--oh_step`).
-        memory_size: length of the window of losses, the newest included (`--oh_memory_size`), >= 2.
-        warmup: epochs in which alpha stays at `minimum`.
-        epochs: all epochs; `line` and `curve` reach `maximum` in the last one.
-        mode: one of `MODES`.
+        oh_min: alpha in the warm-up, and where it starts after it.
+        oh_max: where `con_max`, `line` and `curve` end; not a bound on `dynamic`.
+        oh_step: amount added to alpha when it is raised.
+        oh_memory_size: length of the window of losses, the newest included, >= 2.
+        warmup: number of epochs in which alpha stays at `oh_min`.
+        epochs: number of all epochs; `line` and `curve` reach `oh_max` in the last one.
+        dlw_mode: one of `MODES`.
 
     Raises:
-        ValueError: `memory_size` below 2 (there would be nothing to compare with), or an unknown
+        ValueError: `oh_memory_size` below 2 (there would be nothing to compare with), or an unknown
             mode.
     """
 
     def __init__(
         self,
-        minimum: float,
-        maximum: float,
-        step: float,
-        memory_size: int,
+        oh_min: float,
+        oh_max: float,
+        oh_step: float,
+        oh_memory_size: int,
         warmup: int,
         epochs: int,
-        mode: str = "dynamic",
+        dlw_mode: str = "dynamic",
     ):
-        if memory_size < 2:
-            raise ValueError(f"memory_size must be at least 2, not {memory_size}")
-        if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode}")
-        self.minimum, self.maximum, self.step = minimum, maximum, step
-        self.memory_size, self.warmup, self.epochs, self.mode = memory_size, warmup, epochs, mode
-        self.alpha = minimum
+        if oh_memory_size < 2:
+            raise ValueError(f"oh_memory_size must be at least 2, not {oh_memory_size}")
+        if dlw_mode not in MODES:
+            raise ValueError(f"dlw_mode must be one of {', '.join(MODES)}, not {dlw_mode}")
+        self.oh_min, self.oh_max, self.oh_step = oh_min, oh_max, oh_step
+        self.oh_memory_size, self.warmup, self.epochs = oh_memory_size, warmup, epochs
+        self.dlw_mode = dlw_mode
+        self.alpha = oh_min
         self.adversarial_losses: list[float] = []
         self.bn_losses: list[float] = []
 
-    def record(self, adversarial_loss: float, bn_loss: float) -> None:
+    def observe(self, adversarial_loss: float, bn_loss: float) -> None:
         """Remember the loss terms of the synthesis just done."""
-        self.adversarial_losses = [*self.adversarial_losses, adversarial_loss][-self.memory_size :]
-        self.bn_losses = [*self.bn_losses, bn_loss][-self.memory_size :]
+        self.adversarial_losses = [*self.adversarial_losses, adversarial_loss][-self.oh_memory_size :]
+        self.bn_losses = [*self.bn_losses, bn_loss][-self.oh_memory_size :]
 
     def update(self, epoch: int) -> float:
         """Alpha for `epoch` (from 0); call it once an epoch, before the epoch's synthesis."""
         if epoch < self.warmup:
-            self.alpha = self.minimum
-        elif self.mode == "dynamic":
+            self.alpha = self.oh_min
+        elif self.dlw_mode == "dynamic":
             if _new_minimum(self.adversarial_losses) and _new_minimum(self.bn_losses):
-                self.alpha += self.step
-        elif self.mode == "con_min":
-            self.alpha = self.minimum
-        elif self.mode == "con_max":
-            self.alpha = self.maximum
+                self.alpha += self.oh_step
+        elif self.dlw_mode == "con_min":
+            self.alpha = self.oh_min
+        elif self.dlw_mode == "con_max":
+            self.alpha = self.oh_max
         else:
             progress = (epoch - self.warmup) / max(1, self.epochs - 1 - self.warmup)
-            if self.mode == "line":
-                self.alpha = self.minimum + progress * (self.maximum - self.minimum)
+            if self.dlw_mode == "line":
+                self.alpha = self.oh_min + progress * (self.oh_max - self.oh_min)
             else:
-                self.alpha = self.minimum * (self.maximum / self.minimum) ** progress
+                self.alpha = self.oh_min * (self.oh_max / self.oh_min) ** progress
         return self.alpha
 
     def state_dict(self) -> dict:

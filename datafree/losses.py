@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datafree.precision import at_least_single
+from datafree.torch_utils.precision import at_least_single
 
 
 def kldiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

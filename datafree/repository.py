@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from datafree.neighbours import SlotTable
-from datafree.sample_log import SampleLog
+from datafree.samples import Samples
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as 8 bits a channel: 255 times the value, truncated."""
-    return (images * 255).to(torch.uint8)
+class Log(Protocol):
+    """Where samples are written as well, see `runs.sample_log.SampleLog`."""
 
+    checksum: int
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return images.float() / 255
+    def append(self, samples: Samples) -> None: ...
+    def images(self, serials: Tensor) -> Tensor: ...
+    def read(self, serials: Tensor) -> Iterator[Samples]: ...
+    def flush(self) -> None: ...
+    def require(self, count: int, checksum: int) -> None: ...
+    def truncate(self, count: int) -> None: ...
 
 
 class SampleRepository:
@@ -44,7 +49,7 @@ class SampleRepository:
         feature_dim: int,
         num_classes: int,
         device: torch.device | str = "cpu",
-        log: SampleLog | None = None,
+        log: Log | None = None,
         resident_bytes: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -107,29 +112,20 @@ class SampleRepository:
         """Samples of each class, int64 (num_classes,)."""
         return torch.bincount(self.labels, minlength=self.num_classes)
 
-    def add(self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor) -> None:
-        """Store n samples behind those there are.
-
-        Args:
-            images: (n, C, H, W), uint8, or floating point in [0, 1].
-            labels: (n,) int64.
-            features: (n, D).
-            margins: (n,).
+    def add(self, samples: Samples) -> None:
+        """Store samples behind those there are.
 
         Raises:
             ValueError: a label outside 0 .. num_classes - 1.
         """
-        if images.dtype != torch.uint8:
-            images = to_uint8(images)
         if self.log:
-            self.log.append(images, labels, features, margins)
-        serials = torch.arange(self.stored, self.stored + len(labels), device=self.device)
-        self._put(images, labels, features, margins, serials)
-        self.stored += len(labels)
+            self.log.append(samples)
+        serials = torch.arange(self.stored, self.stored + len(samples), device=self.device)
+        self._put(samples, serials)
+        self.stored += len(samples)
 
-    def _put(
-        self, images: Tensor, labels: Tensor, features: Tensor, margins: Tensor, serials: Tensor
-    ) -> None:
+    def _put(self, samples: Samples, serials: Tensor) -> None:
+        labels = samples.labels
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(f"labels must be in 0 .. {self.num_classes - 1}")
         count = len(labels)
@@ -144,12 +140,12 @@ class SampleRepository:
         room = self._make_room(len(own))
         self._some_away |= room < len(own)
         taken, self._free_places = self._free_places[:room], self._free_places[room:]
-        self._images[taken] = images.to(self.device)[own[:room]]
+        self._images[taken] = samples.images.to(self.device)[own[:room]]
         places[own[:room]] = taken
         new = {
             "labels": labels,
-            "features": features,
-            "margins": margins,
+            "features": samples.features,
+            "margins": samples.margins,
             "serials": serials,
             "places": places,
         }
@@ -206,6 +202,7 @@ class SampleRepository:
         away = places < 0
         images[~away] = self._images[places[~away]]
         if away.any():
+            assert self.log is not None  # where they lie
             images[away] = self.log.images(-1 - places[away]).to(self.device)
         return images
 
@@ -216,14 +213,8 @@ class SampleRepository:
         if self.log:
             self.log.flush()
             return {**state, "checksum": self.log.checksum}
-        everything = torch.arange(len(self), device=self.device)
-        return {
-            **state,
-            "images": self.images(everything),
-            "labels": self.labels,
-            "features": self.features,
-            "margins": self.margins,
-        }
+        images = self.images(torch.arange(len(self), device=self.device))
+        return {**state, **vars(Samples(images, self.labels, self.features, self.margins))}
 
     def load_state_dict(self, state: dict) -> None:
         """Take the samples of `state_dict` in place of those there are.
@@ -244,10 +235,10 @@ class SampleRepository:
             self.log.require(stored, state["checksum"])
             start = 0
             for part in self.log.read(serials):
-                self._put(*part, serials[start : start + len(part[1])])
-                start += len(part[1])
+                self._put(part, serials[start : start + len(part)])
+                start += len(part)
         else:
-            self._put(state["images"], state["labels"], state["features"], state["margins"], serials)
+            self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
         self.stored = state["stored"]
 
 

@@ -1,351 +1,511 @@
-"""The flags of `bsr_main.py`: what each means, what they are where they are not given, and what cannot be
-meant. Imports nothing heavy."""
+"""THE definition of every setting: its name, type, default, meaning and traits, once. The flags of the
+scripts, the keyword arguments of `datafree.distill`, what a resumed run must repeat, what splits the rows
+of a table, and docs/flags.md follow from it. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import argparse
-import re
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
-import models
-from datafree.datasets import SPECS
+from datafree.data.datasets import SPECS
 from datafree.dlw import MODES as DLW_MODES
 from datafree.errors import UserError
-from datafree.flags import (
-    Parser,
-    add_data_flags,
-    add_device_flags,
-    fraction,
-    memory_size,
-    network_name,
-    non_negative_float,
-    non_negative_int,
-    one_of,
-    positive_float,
-    positive_int,
+from datafree.kinds import (
+    COUNT,
+    COUNT_OR_NONE,
+    FOLDER,
+    FRACTION,
+    NON_NEGATIVE,
+    ON_OR_OFF,
+    POSITIVE,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Kind,
+    choice,
+    few,
+    option,
+    setting,
+    settings_of,
 )
-from datafree.methods import METHODS, SYNTHESIS_FLAGS, WEIGHTS, published_settings
+from datafree.methods import METHODS, WEIGHTS, synthesis_settings
+from datafree.models import NAMES
+from datafree.networks.names import NetworkName
 
 
-def build_parser() -> Parser:
-    parser = Parser(
-        "Distil a student from a frozen teacher without its training data (BSR).", published_settings()
-    )
-
-    group = parser.add_argument_group("networks")
-    arch = network_name(models.NAMES)
-    group.add_argument(
-        "--teacher",
-        type=arch,
-        default="resnet34",
-        help=f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {', '.join(models.NAMES)}",
-    )
-    group.add_argument(
-        "--teacher_ckpt",
-        help="its checkpoint; a state dict, bare or under `state_dict` "
-        "(default: checkpoints/pretrained/{dataset}_{teacher}.pth)",
-    )
-    group.add_argument("--student", type=arch, default="resnet18", help="what is trained; as for --teacher")
-    group.add_argument(
-        "--teacher_args",
-        metavar="KEY=VALUE,...",
-        help="keyword arguments for a teacher that is not this project's",
-    )
-    group.add_argument("--student_args", metavar="KEY=VALUE,...", help="likewise for the student")
-    group.add_argument(
-        "--feature_layer",
-        metavar="NAME",
-        help="layer of the teacher whose input are its penultimate features "
-        "(default: the linear layer that gives its logits)",
-    )
-    group.add_argument(
-        "--channels", type=int, choices=(1, 3), help="of the images (default: those that the teacher takes)"
-    )
-    group.add_argument(
-        "--pretrained",
-        action="store_true",
-        help="start the student from torchvision's ImageNet weights (*_imagenet only)",
-    )
-    group.add_argument(
-        "--test_teacher", action="store_true", help="report the teacher's accuracy before starting"
-    )
-
-    group = parser.add_argument_group("data (test images only; training images are never opened)")
-    add_data_flags(group, (*SPECS, "none"), "cifar10")
-    group.add_argument(
-        "--eval_folder",
-        metavar="DIR",
-        help="with --dataset none: labelled images to test the student on, a folder a class",
-    )
-
-    group = parser.add_argument_group("method")
-    group.add_argument(
-        "--method",
-        type=one_of("method", tuple(METHODS)),
-        default="bsr",
-        help=f"one of {', '.join(METHODS)}, each with its published settings (see the end); "
-        "bsr is fast_meta with DLW, BLG and IHO, which all methods can have",
-    )
-    group.add_argument(
-        "--dlw",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="dynamic pseudo-supervised loss weight",
-    )
-    group.add_argument(
-        "--blg", action=argparse.BooleanOptionalAction, default=None, help="biased label generator"
-    )
-    group.add_argument(
-        "--iho", action=argparse.BooleanOptionalAction, default=None, help="intra-class homogeneity operator"
-    )
-    group.add_argument(
-        "--store_samples",
-        action="store_true",
-        help="teach the student from stored samples, which DLW, BLG and IHO need, where a "
-        "method would from fresh ones (dafl, zskt, dfad, dfq)",
-    )
-    group.add_argument(
-        "--max_samples",
-        type=positive_int,
-        help="samples kept at most, the oldest go first (default: no limit)",
-    )
-    group.add_argument(
-        "--dlw_mode",
-        type=one_of("DLW mode", DLW_MODES),
-        default="dynamic",
-        help=f"how DLW sets the weight: {', '.join(DLW_MODES)}",
-    )
-    group.add_argument(
-        "--oh_min", type=positive_float, default=0.5, help="the weight in the warm-up, from which DLW starts"
-    )
-    group.add_argument("--oh_max", type=positive_float, default=1.0, help="where con_max, line and curve end")
-    group.add_argument("--oh_step", type=non_negative_float, default=0.1, help="what the weight grows by")
-    group.add_argument(
-        "--oh_memory_size",
-        type=positive_int,
-        default=8,
-        help="losses among which the newest must be the lowest for the weight to grow",
-    )
-
-    group = parser.add_argument_group("synthesis")
-    group.add_argument(
-        "--synthesis_batch_size", type=positive_int, help="images a synthesis makes (default: --batch_size)"
-    )
-    group.add_argument("--g_steps", type=positive_int, default=10, help="generator steps a synthesis")
-    group.add_argument("--lr_g", type=positive_float, default=2e-3, help="learning rate of the generator")
-    group.add_argument("--lr_z", type=positive_float, default=0.01, help="learning rate of latent codes")
-    group.add_argument("--adv", type=non_negative_float, default=1.33, help="weight of the adversarial loss")
-    group.add_argument(
-        "--bn",
-        type=non_negative_float,
-        default=10.0,
-        help="weight of the distance to the teacher's BatchNorm statistics",
-    )
-    group.add_argument(
-        "--oh",
-        type=non_negative_float,
-        default=0.5,
-        help="weight of the pseudo-supervised loss where DLW is off",
-    )
-    group.add_argument("--bn_mmt", type=fraction, default=0.9, help="momentum of the batch's statistics")
-    group.add_argument(
-        "--is_maml", type=int, choices=(0, 1), default=1, help="meta gradient: 1 FOMAML, 0 Reptile"
-    )
-    group.add_argument(
-        "--reset_l0",
-        type=int,
-        choices=(0, 1),
-        default=1,
-        help="draw the generator's first layers anew 120 calls after the warm-up",
-    )
-    group.add_argument(
-        "--reset_bn", type=int, choices=(0, 1), default=0, help="draw all its BatchNorm layers anew then"
-    )
-
-    group = parser.add_argument_group("distillation")
-    group.add_argument(
-        "--epochs", type=non_negative_int, default=420, help="epochs, the warm-up included; 0 distils nothing"
-    )
-    group.add_argument(
-        "--warmup", type=non_negative_int, default=20, help="first epochs, which only fill the repository"
-    )
-    group.add_argument("--kd_steps", type=positive_int, default=400, help="student steps after a synthesis")
-    group.add_argument(
-        "--ep_steps",
-        type=positive_int,
-        default=400,
-        help="student steps an epoch; ep_steps // kd_steps syntheses are made",
-    )
-    group.add_argument("--batch_size", type=positive_int, default=256, help="images a student step")
-    group.add_argument("--lr", type=positive_float, default=0.2, help="learning rate of the student (SGD)")
-    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of SGD")
-    group.add_argument(
-        "--wd",
-        "--weight_decay",
-        dest="weight_decay",
-        type=non_negative_float,
-        default=1e-4,
-        help="its weight decay",
-    )
-    group.add_argument("--T", type=positive_float, default=20.0, help="temperature of distillation")
-    group.add_argument(
-        "--amp",
-        type=one_of("precision", ("off", "bf16", "fp16")),
-        default="off",
-        help="half precision: bf16 in all networks, fp16 (with scaled losses) in the student's steps",
-    )
-    group.add_argument("--fp16", action="store_true", help="the same as --amp fp16")
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the student's steps; rounds otherwise, starts slowly",
-    )
-    group.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="on CUDA: the same bits every time (images of up to 32 pixels), without TF32; "
-        "a CPU always gives them",
-    )
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
-
-    group = parser.add_argument_group("the run")
-    group.add_argument(
-        "--save_dir",
-        help="the run folder (default: run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag})",
-    )
-    group.add_argument("--log_tag", default="", help="a word of yours in the run folder's name")
-    group.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="CHECKPOINT",
-        help="continue the run of --save_dir, or from this checkpoint",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace the run in --save_dir")
-    group.add_argument(
-        "--save_every",
-        type=positive_int,
-        default=1,
-        help="epochs from checkpoint to checkpoint; one that is stopped saves its last whole "
-        "epoch all the same",
-    )
-    group.add_argument(
-        "--start_epoch", type=non_negative_int, default=0, help="first epoch to run, without a checkpoint"
-    )
-    group.add_argument(
-        "--evaluate_only", action="store_true", help="score the student of --resume or --save_dir and stop"
-    )
-    group.add_argument(
-        "--tensorboard", action="store_true", help="write metrics and sample sheets as TensorBoard events too"
-    )
-    group.add_argument(
-        "--export_repository",
-        action="store_true",
-        help="write the samples as PNGs in class folders at the end",
-    )
-    group.add_argument(
-        "-p",
-        "--print_freq",
-        type=non_negative_int,
-        default=0,
-        help="also report the loss every so many student steps; 0: once an epoch",
-    )
-    add_device_flags(group)
-    group.add_argument(
-        "--repository_memory",
-        type=memory_size,
-        metavar="SIZE",
-        help="of images that each process keeps in memory, such as 4GB; the rest is read from "
-        "the run folder, with the same results (default: all are kept)",
-    )
-
-    group = parser.add_argument_group("synthesis, methods other than bsr, fast_meta and fast")
-    group.add_argument(
-        "--act", type=non_negative_float, default=0.0, help="weight of the activation loss (dafl)"
-    )
-    group.add_argument(
-        "--balance", type=non_negative_float, default=0.0, help="weight of the class balance loss (dafl, dfq)"
-    )
-    group.add_argument(
-        "--cr", type=non_negative_float, default=0.8, help="weight of the contrastive loss (cmi)"
-    )
-    group.add_argument("--cr_T", type=positive_float, default=0.2, help="its temperature")
-    group.add_argument("--cmi_init", metavar="DIR", help="folder of images that cmi starts its samples with")
-    group.add_argument(
-        "--tv", type=non_negative_float, default=2.5e-5, help="weight of total variation (deepinv)"
-    )
-    group.add_argument("--l2", type=non_negative_float, default=3e-8, help="weight of the L2 norm (deepinv)")
-    return parser
+def _network(value: Any) -> NetworkName:
+    return value if isinstance(value, NetworkName) else NetworkName.parse(value)
 
 
-def resolve(args: argparse.Namespace) -> list[str]:
-    """Fill in what depends on other flags; returns warnings.
+OWN_NETWORKS = ", ".join(NAMES)
+DATASETS = ", ".join(SPECS)
+NETWORK = Kind(_network)
+OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(value))))
+ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...")
+RESUME = Kind(TEXT.check, metavar="CHECKPOINT", alone="")
+RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    title: ClassVar[str] = "networks"
+    teacher: NetworkName = setting(
+        NetworkName.parse("resnet34"),
+        NETWORK,
+        f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}",
+        table=False,
+        library=False,
+    )
+    teacher_ckpt: str | None = option(
+        None,
+        TEXT,
+        "its checkpoint: a state dict, bare or under `state_dict`",
+        default_text="checkpoints/pretrained/{dataset}_{teacher}.pth",
+    )
+    student: NetworkName = setting(
+        NetworkName.parse("resnet18"),
+        NETWORK,
+        "the network that is trained; named like the teacher",
+        table=False,
+        library=False,
+    )
+    teacher_args: str | None = setting(
+        None, ARGUMENTS, "keyword arguments of a teacher that is not this project's", library=False
+    )
+    student_args: str | None = setting(
+        None, ARGUMENTS, "keyword arguments of a student that is not this project's", library=False
+    )
+    feature_layer: str | None = setting(
+        None,
+        TEXT,
+        "layer of the teacher whose input is its penultimate features",
+        default_text="the linear layer that gives its logits",
+    )
+    channels: int | None = setting(
+        None, few(1, 3), "channels of the images", library=False, default_text="those that the teacher takes"
+    )
+    pretrained: bool = setting(
+        False,
+        SWITCH,
+        "start the student from torchvision's ImageNet weights (*_imagenet only)",
+        library=False,
+    )
+    test_teacher: bool = option(False, SWITCH, "report the teacher's accuracy before starting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    title: ClassVar[str] = "data"
+    dataset: str = setting(
+        "cifar10", choice("dataset", tuple(SPECS)), f"one of {DATASETS}", table=False, library=False
+    )
+    data_root: str = option("data", FOLDER, "folder with the data; torchdata/ below it is searched too")
+    download: bool = option(False, SWITCH, "fetch cifar10, cifar100 or svhn if it is not there")
+    # Of these four it is the values they resolve to that identify a run.
+    mean: str | None = option(
+        None,
+        TEXT,
+        "mean with which the teacher's input is normalised: three numbers 0.49,0.48,0.45, or a dataset's "
+        "name, which sets --std too",
+        default_text="the teacher's checkpoint tells, else the dataset's",
+    )
+    std: str | None = option(
+        None,
+        TEXT,
+        "standard deviation, likewise",
+        default_text="the teacher's checkpoint tells, else the dataset's",
+    )
+    img_size: int | None = option(
+        None,
+        COUNT,
+        "height and width of the images in pixels, 8 or more",
+        table=True,
+        default_text="the dataset's",
+    )
+    flip: bool | None = option(
+        None, ON_OR_OFF, "mirror images at random", table=True, default_text="on, except for digits and svhn"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestData(Data):
+    title: ClassVar[str] = "data (test images only; training images are never opened)"
+    dataset: str = setting(
+        "cifar10", choice("dataset", (*SPECS, "none")), f"one of {DATASETS}, none", table=False, library=False
+    )
+    eval_folder: str | None = setting(
+        None,
+        FOLDER,
+        "with --dataset none: labelled images to test the student on, a folder for each class",
+        library=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    title: ClassVar[str] = "method"
+    method: str = setting(
+        "bsr",
+        choice("method", tuple(METHODS)),
+        f"one of {', '.join(METHODS)}, each with its published settings (see the end); bsr is fast_meta with "
+        "DLW, BLG and IHO, which can be switched on for every method",
+        table=False,
+    )
+    dlw: bool = setting(
+        None, ON_OR_OFF, "dynamic pseudo-supervised loss weight", table=False, default_text="on for bsr"
+    )
+    blg: bool = setting(None, ON_OR_OFF, "biased label generator", table=False, default_text="on for bsr")
+    iho: bool = setting(
+        None, ON_OR_OFF, "intra-class homogeneity operator", table=False, default_text="on for bsr"
+    )
+    store_samples: bool = setting(
+        False,
+        SWITCH,
+        "teach the student from stored samples, which DLW, BLG and IHO need, where the method teaches it "
+        "from fresh ones (dafl, zskt, dfad, dfq)",
+        table=False,
+    )
+    max_samples: int | None = setting(
+        None,
+        COUNT,
+        "largest number of samples in the repository; the oldest are removed first",
+        default_text="no limit",
+    )
+    dlw_mode: str = setting(
+        "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
+    )
+    oh_min: float = setting(0.5, POSITIVE, "alpha during the warm-up, and where DLW starts after it")
+    oh_max: float = setting(1.0, POSITIVE, "alpha at the end of con_max, line and curve")
+    oh_step: float = setting(0.1, NON_NEGATIVE, "amount added to alpha when DLW raises it")
+    oh_memory_size: int = setting(
+        8, COUNT, "number of losses among which the newest must be the lowest for DLW to raise alpha"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis:
+    title: ClassVar[str] = "synthesis"
+    synthesis_batch_size: int = setting(
+        None, COUNT, "images made in one synthesis", default_text="--batch_size"
+    )
+    g_steps: int = setting(10, COUNT, "generator steps in one synthesis")
+    lr_g: float = setting(2e-3, POSITIVE, "learning rate of the generator")
+    lr_z: float = setting(0.01, POSITIVE, "learning rate of the latent codes")
+    adv: float = setting(1.33, NON_NEGATIVE, "weight of the adversarial loss")
+    bn: float = setting(10.0, NON_NEGATIVE, "weight of the distance to the teacher's BatchNorm statistics")
+    oh: float = setting(
+        0.5, NON_NEGATIVE, "alpha, the weight of the pseudo-supervised loss, where DLW is off"
+    )
+    bn_mmt: float = setting(0.9, FRACTION, "momentum of the batch's BatchNorm statistics")
+    is_maml: int = setting(1, few(0, 1), "meta gradient: 1 for FOMAML, 0 for Reptile")
+    reset_l0: int = setting(
+        1, few(0, 1), "1: draw the generator's first layers anew 120 calls after the warm-up"
+    )
+    reset_bn: int = setting(0, few(0, 1), "1: draw all its BatchNorm layers anew at that call")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSynthesis:
+    title: ClassVar[str] = "synthesis, of methods other than bsr, fast_meta and fast"
+    act: float = setting(0.0, NON_NEGATIVE, "weight of the activation loss (dafl)")
+    balance: float = setting(0.0, NON_NEGATIVE, "weight of the class balance loss (dafl, dfq)")
+    cr: float = setting(0.8, NON_NEGATIVE, "weight of the contrastive loss (cmi)")
+    cr_T: float = setting(0.2, POSITIVE, "temperature of the contrastive loss (cmi)")
+    cmi_init: str | None = setting(
+        None, FOLDER, "folder of images with which cmi fills the repository at first", library=False
+    )
+    tv: float = setting(2.5e-5, NON_NEGATIVE, "weight of total variation (deepinv)")
+    l2: float = setting(3e-8, NON_NEGATIVE, "weight of the Euclidean norm (deepinv)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    title: ClassVar[str] = "SGD"
+    momentum: float = setting(0.9, FRACTION, "momentum of SGD")
+    weight_decay: float = setting(1e-4, NON_NEGATIVE, "weight decay of SGD", also=("--wd",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class KD:
+    title: ClassVar[str] = "distillation"
+    epochs: int = setting(420, COUNT_OR_NONE, "number of epochs, the warm-up included; 0 distils nothing")
+    warmup: int = setting(20, COUNT_OR_NONE, "number of first epochs, which only fill the repository")
+    kd_steps: int = setting(400, COUNT, "student steps after each synthesis")
+    ep_steps: int = setting(400, COUNT, "student steps in an epoch, with ep_steps // kd_steps syntheses")
+    batch_size: int = setting(256, COUNT, "images in a student step")
+    lr: float = setting(0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)")
+    T: float = setting(20.0, POSITIVE, "temperature of distillation")
+    amp: str = setting(
+        "off",
+        choice("precision", ("off", "bf16", "fp16")),
+        "half precision: bf16 in all networks, fp16 (with scaled losses) in the student's steps",
+    )
+    fp16: bool = option(False, SWITCH, "the same as --amp fp16")
+    compile: bool = setting(
+        False,
+        SWITCH,
+        "torch.compile the student's steps; rounds differently, and starts slowly",
+        identity=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    title: ClassVar[str] = "random seed and device"
+    seed: int = setting(0, COUNT_OR_NONE, "seed of all random numbers", table=False)
+    gpu: int | None = option(None, COUNT_OR_NONE, "number of the GPU to use")
+    device: str | None = option(None, TEXT, "cpu, cuda or cuda:N", default_text="the GPU if there is one")
+    workers: int = option(4, COUNT_OR_NONE, "threads that decode image files", also=("-j",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    title: ClassVar[str] = "the run"
+    save_dir: str = option(None, FOLDER, "the run folder", default_text=RUN_FOLDER)
+    log_tag: str = option("", TEXT, "a word of yours in the run folder's name")
+    overwrite: bool = option(False, SWITCH, "replace the run in --save_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    title: ClassVar[str] = "the run"
+    resume: str | None = option(
+        None, RESUME, "continue the run in --save_dir, or continue from this checkpoint"
+    )
+    save_every: int = option(
+        1,
+        COUNT,
+        "number of epochs between two checkpoints; a run that is stopped saves its last whole epoch anyway",
+    )
+    start_epoch: int = option(0, COUNT_OR_NONE, "first epoch to run, without a checkpoint", table=True)
+    evaluate_only: bool = option(False, SWITCH, "score the student of --resume or --save_dir, and stop")
+    tensorboard: bool = option(False, SWITCH, "write metrics and contact sheets as TensorBoard events too")
+    export_repository: bool = option(
+        False, SWITCH, "write the samples as PNG files in class folders at the end"
+    )
+    print_freq: int = option(
+        0,
+        COUNT_OR_NONE,
+        "also report the loss after every N student steps; 0 reports once an epoch",
+        also=("-p",),
+    )
+    repository_memory: int | None = option(
+        None,
+        SIZE,
+        "memory for images in each process, such as 4GB; the other images are read from the run folder, with "
+        "the same results",
+        default_text="no limit",
+    )
+    deterministic: bool = setting(
+        False,
+        SWITCH,
+        "on CUDA: the same bits every time (images of up to 32 pixels), without TF32; a CPU always gives "
+        "them",
+        table=False,
+        library=False,
+    )
+
+
+# A dataclass takes the fields of its last base first: read the groups from right to left.
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    OtherSynthesis, Machine, Running, RunFolder, SGD, KD, Synthesis, Components, TestData, Networks
+):
+    """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
+    ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
+    settings."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of synthesis, pruning and distillation in an epoch."""
+        return self.ep_steps // self.kd_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    title: ClassVar[str] = "network and training"
+    model: NetworkName = setting(
+        NetworkName.parse("wrn40_2"),
+        NETWORK,
+        f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}",
+    )
+    model_args: str | None = setting(
+        None, ARGUMENTS, "keyword arguments of a network that is not this project's"
+    )
+    pretrained: bool = setting(False, SWITCH, "start from torchvision's ImageNet weights (*_imagenet only)")
+    epochs: int = setting(
+        200, COUNT_OR_NONE, "passes over the training images; 0 writes the network as initialised"
+    )
+    batch_size: int = setting(128, COUNT, "images in a step")
+    lr: float = setting(0.1, POSITIVE, "learning rate (SGD, cosine to 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    title: ClassVar[str] = "the checkpoint"
+    output: str = option(
+        None, TEXT, "the checkpoint to write", default_text="checkpoints/pretrained/{dataset}_{model}.pth"
+    )
+    overwrite: bool = option(False, SWITCH, "replace it if it is there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Machine, Output, SGD, Training, Data):
+    """The settings of `train_scratch.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealImageKD:
+    title: ClassVar[str] = "networks and distillation"
+    teacher: NetworkName = setting(
+        NetworkName.parse("resnet34"), OWN_NETWORK, f"one of {OWN_NETWORKS}", table=False
+    )
+    teacher_ckpt: str | None = option(
+        None, TEXT, "its checkpoint", default_text="checkpoints/pretrained/{dataset}_{teacher}.pth"
+    )
+    student: NetworkName = setting(
+        NetworkName.parse("resnet18"),
+        OWN_NETWORK,
+        "the network that is trained; named like the teacher",
+        table=False,
+    )
+    images: str | None = setting(
+        None, FOLDER, "folder of images, without labels, to use", default_text="the training split"
+    )
+    epochs: int = setting(200, COUNT, "passes over the images")
+    batch_size: int = setting(256, COUNT, "images in a step")
+    lr: float = setting(0.1, POSITIVE, "learning rate (SGD, cosine to 0)")
+    T: float = setting(20.0, POSITIVE, "temperature of distillation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDSettings(Machine, RunFolder, SGD, RealImageKD, Data):
+    """The settings of `vanilla_kd.py`."""
+
+    @property
+    def method(self) -> str:
+        """What stands for the method in tables and folder names."""
+        return "vanilla_kd_images" if self.images else "vanilla_kd"
+
+
+AnySettings = TypeVar("AnySettings", Settings, TrainSettings, KDSettings)
+FIELDS = settings_of(Settings)
+TABLE = tuple(
+    dict.fromkeys(
+        one.name for owner in (Settings, KDSettings) for one in settings_of(owner) if one.traits.table
+    )
+)
+LIBRARY = tuple(one.name for one in FIELDS if one.traits.library)
+
+
+def as_dict(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
+    """The settings by name, as plain data for JSON files and checkpoints."""
+    values = {one.name: getattr(settings, one.name) for one in dataclasses.fields(settings)}
+    return {name: str(value) if isinstance(value, NetworkName) else value for name, value in values.items()}
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """The settings that must be the same for one run to continue another, as plain data."""
+    values = as_dict(settings)
+    return {one.name: values[one.name] for one in FIELDS if one.traits.identity}
+
+
+def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The settings of a run from those that are given, by name: the method's published ones where nothing
+    is given; and warnings about those that have no effect.
 
     Raises:
-        UserError: numbers that cannot be meant.
+        UserError: values that contradict each other.
     """
-    method = METHODS[args.method]
-    for name, value in method.settings(args.given, args.g_steps).items():
-        setattr(args, name, value)
-    args.store_samples = args.store_samples or method.stores
+    values = {one.name: one.default for one in FIELDS}
+    method = METHODS[given.get("method", values["method"])]
+    values |= {**method.settings(given), **given}
+    v = values
+    v["store_samples"] = v["store_samples"] or method.stores
     for component in ("dlw", "blg", "iho"):
-        if getattr(args, component) is None:
-            setattr(args, component, args.method == "bsr")
-        if getattr(args, component) and not args.store_samples:
-            raise UserError(f"--{component} needs samples that are kept: add --store_samples")
-    if args.eval_folder and args.dataset != "none":
+        if v[component] is None:
+            v[component] = v["method"] == "bsr"
+        if v[component] and not v["store_samples"]:
+            raise UserError(f"--{component} needs stored samples: add --store_samples")
+    if v["export_repository"] and not v["store_samples"]:
+        raise UserError("--export_repository needs stored samples: add --store_samples")
+    if v["eval_folder"] and v["dataset"] != "none":
         raise UserError("--eval_folder is for --dataset none: leave one of them out")
-    if args.dataset == "none" and not args.eval_folder and (args.evaluate_only or args.test_teacher):
+    if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
         raise UserError("--dataset none has no images to score on: add --eval_folder")
-    if args.export_repository and not args.store_samples:
-        raise UserError("--export_repository needs samples that are kept: add --store_samples")
-    if not args.dlw and not any(getattr(args, name) for name in WEIGHTS if name in method.takes):
-        names = ", ".join(f"--{name}" for name in WEIGHTS if name in method.takes)
-        raise UserError(f"{args.method} has nothing to optimise: give one of {names} a weight")
-    if args.fp16 and args.amp == "bf16":
+    weights = [name for name in WEIGHTS if name in method.takes]
+    if not v["dlw"] and weights and not any(v[name] for name in weights):
+        names = ", ".join(f"--{name}" for name in weights)
+        raise UserError(f"{v['method']} has nothing to optimise: give one of {names} a weight")
+    if v["fp16"] and v["amp"] == "bf16":
         raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
-    args.amp = "fp16" if args.fp16 else args.amp
-    args.synthesis_batch_size = args.synthesis_batch_size or args.batch_size
-    if args.epochs and args.warmup > args.epochs:
-        raise UserError(f"--warmup {args.warmup} is beyond --epochs {args.epochs}: lower it")
-    if args.oh_memory_size < 2:
+    v["amp"] = "fp16" if v["fp16"] else v["amp"]
+    v["synthesis_batch_size"] = v["synthesis_batch_size"] or v["batch_size"]
+    if v["epochs"] and v["warmup"] > v["epochs"]:
+        raise UserError(f"--warmup {v['warmup']} is beyond --epochs {v['epochs']}: lower it")
+    if v["oh_memory_size"] < 2:
         raise UserError("--oh_memory_size 1 leaves nothing to compare the newest loss with: use 2 or more")
-    if args.kd_steps > args.ep_steps:
-        raise UserError(f"--kd_steps {args.kd_steps} is more than --ep_steps {args.ep_steps}: lower it")
-    if args.batch_size < 2 or args.synthesis_batch_size < 2:
+    if v["kd_steps"] > v["ep_steps"]:
+        raise UserError(f"--kd_steps {v['kd_steps']} is more than --ep_steps {v['ep_steps']}: lower it")
+    if v["batch_size"] < 2 or v["synthesis_batch_size"] < 2:
         raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
-    if args.start_epoch and args.start_epoch >= args.epochs:
-        raise UserError(f"--start_epoch {args.start_epoch} leaves none of {args.epochs} epochs to run")
-    if args.resume is not None and args.overwrite:
+    if v["start_epoch"] and v["start_epoch"] >= v["epochs"]:
+        raise UserError(f"--start_epoch {v['start_epoch']} leaves none of {v['epochs']} epochs to run")
+    if v["resume"] is not None and v["overwrite"]:
         raise UserError("--resume and --overwrite contradict each other: choose one")
-    if args.save_dir is None:
-        tag = f"-{args.log_tag}" if args.log_tag else ""
-        networks = "-".join(re.sub(r"[^\w.]+", "_", name) for name in (args.teacher, args.student))
-        name = f"{args.method}-{args.dataset}-{networks}-seed{args.seed}{tag}"
-        args.save_dir = f"run/{name}"
-    return ignored_flags(args)
+    v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
+    settings = Settings(**v)
+    return settings, warnings(settings, given)
 
 
-def ignored_flags(args: argparse.Namespace) -> list[str]:
-    """Warnings about flags that were given and have no effect."""
-    given = args.given
-    warnings = []
-    takes = METHODS[args.method].takes
-    ignored = [f"--{name}" for name in SYNTHESIS_FLAGS if name in given and name not in takes]
+def run_folder(method: str, values: Mapping[str, Any]) -> str:
+    """Where a run goes that was given no `save_dir`."""
+    tag = f"-{values['log_tag']}" if values["log_tag"] else ""
+    networks = f"{values['teacher'].stem}-{values['student'].stem}"
+    return f"run/{method}-{values['dataset']}-{networks}-seed{values['seed']}{tag}"
+
+
+def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
+    """What to say of settings that were given and have no effect."""
+    s, method = settings, METHODS[settings.method]
+    found = []
+    ignored = [name for name in synthesis_settings() if name in given and name not in method.takes]
     if ignored:
-        those = " ".join(f"--{name}" for name in takes)
-        warnings.append(f"{args.method} ignores {', '.join(ignored)}; of such flags it takes {those}")
-    if "repository_memory" in given and not args.store_samples:
-        warnings.append(f"--repository_memory has no effect: {args.method} keeps no samples")
-    if "store_samples" in given and METHODS[args.method].stores:
-        warnings.append(f"--store_samples has no effect: {args.method} always stores its samples")
-    if args.dlw and "oh" in given:
-        warnings.append("--oh has no effect while DLW sets the weight: use --oh_min or --no-dlw")
-    dlw_names = ("dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size")
-    dlw_flags = [f"--{name}" for name in dlw_names if name in given]
-    if not args.dlw and dlw_flags:
-        warnings.append(f"{', '.join(dlw_flags)} has no effect without DLW")
-    if args.dlw and args.dlw_mode == "dynamic" and args.adv == 0:
-        warnings.append("with --adv 0 there is no adversarial loss whose minima could raise DLW's weight")
-    if args.device and args.gpu is not None:
-        warnings.append("--gpu has no effect beside --device")
-    return warnings
+        those = " ".join(f"--{name}" for name in method.takes)
+        names = ", ".join(f"--{name}" for name in ignored)
+        found.append(f"{s.method} ignores {names}; of such flags it takes {those}")
+    if "repository_memory" in given and not s.store_samples:
+        found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
+    if "store_samples" in given and method.stores:
+        found.append(f"--store_samples has no effect: {s.method} always stores its samples")
+    if s.dlw and "oh" in given:
+        found.append("--oh has no effect while DLW sets alpha: use --oh_min or --no-dlw")
+    of_dlw = ("dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size")
+    unused = [f"--{name}" for name in of_dlw if name in given]
+    if not s.dlw and unused:
+        found.append(f"{', '.join(unused)} has no effect without DLW")
+    if s.dlw and s.dlw_mode == "dynamic" and s.adv == 0:
+        found.append("with --adv 0 there is no adversarial loss whose minima could raise alpha")
+    if s.device and s.gpu is not None:
+        found.append("--gpu has no effect beside --device")
+    return found
+
+
+def check(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings given from Python, as `resolve` takes them; None stands for the default.
+
+    Raises:
+        UserError: a value is not of its setting's kind.
+    """
+    by_name = {one.name: one for one in FIELDS}
+    checked = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            checked[name] = by_name[name].traits.kind.check(value)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+    return checked

@@ -39,7 +39,7 @@ def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
         KeyError: no network has this name.
         ValueError: `pretrained` asked of a network that has no published weights.
     """
-    factory = getattr(import_module(f"models.{MODULE_OF[name]}"), name)
+    factory = getattr(import_module(f"{__name__}.{MODULE_OF[name]}"), name)
     if not pretrained:
         return factory(num_classes)
     if MODULE_OF[name] != "imagenet":

@@ -39,6 +39,10 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, depth: int, widths: tuple[int, int, int, int], projection: bool):
         super().__init__()
         count = (depth - 2) // 6
@@ -54,7 +58,7 @@ class CifarResNet(nn.Module):
                 )
                 for i in range(count)
             ]
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -55,8 +55,11 @@ class Bottleneck(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
+Block = type[BasicBlock] | type[Bottleneck]
+
+
 class ResNet(nn.Module):
-    def __init__(self, block: type, num_blocks: tuple[int, ...], num_classes: int):
+    def __init__(self, block: Block, num_blocks: tuple[int, ...], num_classes: int):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -67,7 +70,7 @@ class ResNet(nn.Module):
         self.layer4 = self._stage(block, 512, num_blocks[3], 2)
         self.linear = nn.Linear(512 * block.expansion, num_classes)
 
-    def _stage(self, block: type, channels: int, count: int, stride: int) -> nn.Sequential:
+    def _stage(self, block: Block, channels: int, count: int, stride: int) -> nn.Sequential:
         blocks = []
         for index in range(count):
             blocks.append(block(self._in_channels, channels, stride if index == 0 else 1))

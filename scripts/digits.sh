@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All nine methods on scikit-learn's handwritten digits, each within five minutes on two CPU cores. See common.sh.
+# All nine methods on scikit-learn's handwritten digits, minutes each. See common.sh.
 source "$(dirname "$0")/common.sh"
 
 teacher=$RUNS/digits-teacher.pth

@@ -11,22 +11,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.flags import Parser, run
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).resolve().parent
 ORDER = ("Basic", "BLG", "DLW", "IHO", "DLW+BLG", "DLW+IHO", "BLG+IHO", "BSR")  # the paper's variants
+COLUMNS = 4  # panels beside each other at most
 
 
-def build_parser() -> Parser:
-    parser = Parser("The figures of the ablation, from the CSV files of show_points_ablation.py.")
+class Variant(NamedTuple):
+    """The samples that a run of one variant has left."""
+
+    tag: str
+    points: np.ndarray  # (N, 2) float64
+    labels: np.ndarray  # (N,) int64: the class of each point
+    counts: np.ndarray  # (C,) int64: samples of each class, also of those that are not among the points
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("The figures of the ablation, from the CSV files of show_points_ablation.py.")
     parser.add_argument("--points", type=Path, default=FOLDER / "ablation_points", help="folder of CSV files")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the figures")
     return parser
@@ -58,48 +68,58 @@ def read_csv(path: Path) -> np.ndarray:
         raise UserError(f"cannot read {path} ({error}): make it with show_points_ablation.py") from error
 
 
-def main() -> None:
-    args = build_parser().parse_args()
-    tags = find_tags(args.points)
+def read_variant(folder: Path, tag: str) -> Variant:
+    """What `show_points_ablation.py` wrote for a tag.
 
-    # Only now, so that --help and mistakes in flags answer at once.
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    from show_result import style
-
-    style.use()
+    Raises:
+        UserError: a file is missing or damaged, or they are not of one run.
+    """
     points, targets, counts = (
-        [read_csv(args.points / f"{tag}_{kind}.csv") for tag in tags]
-        for kind in ("points", "targets", "counts")
+        read_csv(folder / f"{tag}_{kind}.csv") for kind in ("points", "targets", "counts")
     )
-    counts = [column[:, 0].astype(int) for column in counts]
-    for tag, xy, labels, of_class in zip(tags, points, targets, counts, strict=True):
-        known = 0 <= labels.min() <= labels.max() < len(of_class)
-        if xy.shape[1] != 2 or len(xy) != len(labels) or not known:
-            raise UserError(f"the files of {tag} do not belong together: show_points_ablation.py makes them")
-    classes = max(map(len, counts))
-    colors = style.class_colors(classes)
+    labels, of_class = targets[:, 0].astype(int), counts[:, 0].astype(int)
+    known = 0 <= labels.min() <= labels.max() < len(of_class)
+    if points.shape[1] != 2 or len(points) != len(labels) or not known:
+        raise UserError(f"the files of {tag} do not belong together: show_points_ablation.py makes them")
+    return Variant(tag, points, labels, of_class)
 
-    columns = min(4, len(tags))
-    rows = -(-len(tags) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.7 * rows), squeeze=False)
-    for axis in axes.flat[len(tags) :]:
+
+def panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure with so many panels, each of a width and height in inches, and its axes (count,)."""
+    import matplotlib.pyplot as plt
+
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=sharey)
+    for axis in axes.flat[count:]:
         axis.set_axis_off()
-    for axis, tag, xy, labels in zip(axes.flat, tags, points, targets, strict=False):
-        size = np.clip(3000 / len(xy), 0.2, 8)
-        of_label = colors[labels[:, 0].astype(int)]
-        axis.scatter(*xy.T, c=of_label, s=size, linewidths=0, rasterized=len(xy) > 5000)
-        axis.set(title=f"{tag}  ({len(xy):,} samples)", xticks=[], yticks=[])
+    return figure, axes.flatten()[:count]
+
+
+def points_figure(variants: list[Variant]) -> Figure:
+    """The points of each variant, coloured by class."""
+    import numpy as np
+    from matplotlib.lines import Line2D
+
+    from datafree.results import style
+
+    classes = max(len(one.counts) for one in variants)
+    colors = style.class_colors(classes)
+    figure, axes = panels(len(variants), 2.6, 2.7)
+    for axis, one in zip(axes, variants, strict=True):
+        size = np.clip(3000 / len(one.points), 0.2, 8)
+        many = len(one.points) > 5000
+        axis.scatter(*one.points.T, c=colors[one.labels], s=size, linewidths=0, rasterized=many)
+        axis.set(title=f"{one.tag}  ({len(one.points):,} samples)", xticks=[], yticks=[])
         axis.set_aspect("equal", adjustable="datalim")
         for spine in axis.spines.values():
             spine.set(visible=True, color="#bbbbbb")
     if classes <= len(style.COLORS):
-        marks = [plt.Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
-        names = [str(label) for label in range(classes)]
+        marks = [Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
         figure.legend(
             marks,
-            names,
+            [str(label) for label in range(classes)],
             ncol=classes,
             loc="upper center",
             bbox_to_anchor=(0.5, 0.01),
@@ -107,27 +127,48 @@ def main() -> None:
             columnspacing=1.2,
         )
     figure.tight_layout()
-    files = style.save(figure, args.output / "ablation_points")
+    return figure
 
-    size = (2.6 * columns, 1.9 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-    for axis in axes.flat[len(tags) :]:
-        axis.set_axis_off()
-    for place, (axis, tag, of_class) in enumerate(zip(axes.flat, tags, counts, strict=False)):
-        variation = of_class.std() / of_class.mean() if of_class.any() else float("nan")
-        axis.bar(range(len(of_class)), of_class, color=style.COLORS[0], width=0.8)
-        axis.axhline(of_class.mean(), color="#555555", linewidth=0.8, linestyle="--")
-        axis.set(title=f"{tag}  (variation {variation:.2f})")
+
+def counts_figure(variants: list[Variant]) -> Figure:
+    """The samples of each class in each variant, with their mean."""
+    from datafree.results import style
+
+    classes = max(len(one.counts) for one in variants)
+    figure, axes = panels(len(variants), 2.6, 1.9, sharey=True)
+    for place, (axis, one) in enumerate(zip(axes, variants, strict=True)):
+        counts = one.counts
+        variation = counts.std() / counts.mean() if counts.any() else float("nan")
+        axis.bar(range(len(counts)), counts, color=style.COLORS[0], width=0.8)
+        axis.axhline(counts.mean(), color="#555555", linewidth=0.8, linestyle="--")
+        axis.set(title=f"{one.tag}  (variation {variation:.2f})")
         axis.set_xticks(range(classes) if classes <= 10 else [0, classes - 1])
-        if place // columns == (len(tags) - 1) // columns:
+        if place // COLUMNS == (len(variants) - 1) // COLUMNS:
             axis.set_xlabel("class")
-        if place % columns == 0:
+        if place % COLUMNS == 0:
             axis.set_ylabel("samples")
     figure.tight_layout()
-    files += style.save(figure, args.output / "ablation_counts")
+    return figure
+
+
+def run() -> None:
+    args = build_parser().parse_args()
+    tags = find_tags(args.points)
+
+    # Only now, so that --help and mistakes in flags answer at once.
+    from datafree.results import style
+
+    style.use()
+    variants = [read_variant(args.points, tag) for tag in tags]
+    files = style.save(points_figure(variants), args.output / "ablation_points")
+    files += style.save(counts_figure(variants), args.output / "ablation_counts")
     for file in files:
         print(file)
 
 
+def main() -> None:
+    cli.run(run)
+
+
 if __name__ == "__main__":
-    run(main, "ablation.py")
+    main()

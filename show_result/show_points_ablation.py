@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.flags import Parser, non_negative_int, one_of, positive_int
-from datafree.flags import run as run_script
+from datafree.kinds import COUNT, COUNT_OR_NONE, choice
+from datafree.settings import NETWORK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,25 +28,37 @@ FOLDER = Path(__file__).resolve().parent / "ablation_points"
 ITERATIONS = 750  # of openTSNE: 250 of early exaggeration, 500 after it
 
 
-def build_parser() -> Parser:
-    parser = Parser("Stored samples of runs as points in the plane: penultimate features by t-SNE.")
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("Stored samples of runs as points in the plane: penultimate features by t-SNE.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
     parser.add_argument(
         "--features",
-        type=one_of("network", ("student", "teacher")),
+        type=cli.argument(choice("network", ("student", "teacher"))),
         default="student",
         help="whose penultimate features: student, or teacher (as stored with the samples)",
     )
-    parser.add_argument("--student", help="file.py:factory of a student that is defined in a file")
     parser.add_argument(
-        "--max_points", type=positive_int, default=100_000, help="points a run at most, drawn at random"
+        "--student", type=cli.argument(NETWORK), help="file.py:factory of a student that is defined in a file"
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
-    engines = ("auto", "openTSNE", "scikit-learn")
+    parser.add_argument(
+        "--feature_layer",
+        metavar="NAME",
+        help="layer of the student whose input are the features (default: the linear layer that gives its "
+        "logits)",
+    )
+    parser.add_argument(
+        "--max_points",
+        type=cli.argument(COUNT),
+        default=100_000,
+        help="points a run at most, drawn at random",
+    )
+    parser.add_argument(
+        "--seed", type=cli.argument(COUNT_OR_NONE), default=0, help="seed of everything random"
+    )
     parser.add_argument(
         "--engine",
-        type=one_of("engine", engines),
+        type=cli.argument(choice("engine", ("auto", "openTSNE", "scikit-learn"))),
         default="auto",
         help="auto takes openTSNE, which is faster, where it is installed",
     )
@@ -59,7 +71,7 @@ def embed(
     features: np.ndarray,
     seed: int,
     engine: str = "auto",
-    on_iteration: Callable[[int], None] = lambda _: None,
+    on_iteration: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton, 2008) of features (N, D) to points (N, 2), perplexity 30 or less for
     few points, from a PCA start. `on_iteration` is told how many iterations are done since it was last.
@@ -91,40 +103,47 @@ def embed(
     return made
 
 
-def main() -> None:
+def run() -> None:
     args = build_parser().parse_args()
     tags = args.tags or [path.resolve().name for path in args.runs]
     if len(tags) != len(args.runs) or len(set(tags)) < len(tags):
         raise UserError(f"{len(args.runs)} runs need as many different --tags, not {' '.join(tags)}")
+    if args.features == "teacher" and args.feature_layer:
+        raise UserError(
+            "--feature_layer is for --features student: the teacher's features were stored when the run was "
+            "made, of the layer that was chosen then"
+        )
 
     # Only now, so that --help and mistakes in flags answer at once.
     import numpy as np
     import torch
     from tqdm import tqdm
 
-    from datafree.prepare import choose_device
-    from datafree.run_samples import load_student, network_features, read_samples
-    from datafree.runs import read_run
+    from datafree.runs.read import read_run
+    from datafree.runs.stored import network_features, read_samples, student_of
+    from datafree.torch_utils.device import choose_device
 
     device = choose_device(args.device, None)
-    found = [(tag, run, read_samples(run)) for tag, run in zip(tags, map(read_run, args.runs), strict=True)]
+    found = [(tag, one, read_samples(one)) for tag, one in zip(tags, map(read_run, args.runs), strict=True)]
     if args.features == "student":
-        students = [load_student(run, device, args.student) for _, run, _ in found]
+        students = [student_of(one, device, args.student) for _, one, _ in found]
     args.output.mkdir(parents=True, exist_ok=True)
-    for place, (tag, run, samples) in enumerate(found):
+    for place, (tag, one, samples) in enumerate(found):
         rows = samples.kept.nonzero().squeeze(1)
-        counts = torch.bincount(samples.labels[rows], minlength=len(run.config["classes"]))
+        counts = torch.bincount(samples.labels[rows], minlength=len(one.config["classes"]))
         if len(rows) > args.max_points:
             drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
             rows = rows[drawn[: args.max_points].sort().values]
-        if args.features == "teacher" and samples.features is None:
-            raise UserError(f"{run.path} has no stored features: use --features student")
         with tqdm(total=len(rows) + ITERATIONS, desc=tag, disable=None, dynamic_ncols=True) as bar:
             if args.features == "student":
-                features = network_features(students[place], run, samples, rows, device, bar.update)
-            else:
+                features = network_features(
+                    students[place], one, samples, rows, device, bar.update, args.feature_layer
+                )
+            elif samples.features is not None:
                 features = samples.features[rows]
                 bar.update(len(rows))
+            else:
+                raise UserError(f"{one.path} has no stored features: use --features student")
             points = embed(features.numpy().astype(np.float32), args.seed, args.engine, bar.update)
         write_csv(args.output / f"{tag}_points.csv", "0,1", points, "%.3f")
         write_csv(args.output / f"{tag}_targets.csv", "0", samples.labels[rows].numpy()[:, None], "%d")
@@ -141,5 +160,9 @@ def write_csv(path: Path, header: str, values: np.ndarray, number: str) -> None:
     temporary.replace(path)
 
 
+def main() -> None:
+    cli.run(run)
+
+
 if __name__ == "__main__":
-    run_script(main, "show_points_ablation.py")
+    main()

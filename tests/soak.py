@@ -136,7 +136,7 @@ def soak(
 def compare(whole: Path, broken: Path) -> None:
     import torch
 
-    from datafree import checkpoint
+    from datafree.torch_utils import checkpoint
 
     rows = [
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]

@@ -5,22 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from making import samples
 from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
 from torch.nn import functional as F
 
 from datafree import losses, neighbours
-from datafree.augment import Augment, Normalize
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator, label_probabilities
-from datafree.bn_statistics import BNStatistics
+from datafree.data.augment import Augment, Normalize
+from datafree.data.pixels import to_uint8
 from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.iho import HomogeneityOperator
 from datafree.neighbours import NeighbourLists, SlotTable
-from datafree.penultimate import PenultimateFeatures
-from datafree.repository import SampleRepository, to_uint8
-from datafree.sample_log import SampleLog
+from datafree.networks.bn_statistics import BNStatistics
+from datafree.networks.penultimate import PenultimateFeatures
+from datafree.repository import SampleRepository
+from datafree.runs.sample_log import SampleLog
 
 PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -30,19 +32,19 @@ PLAIN = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 def alphas(mode, losses_by_epoch=(), **settings):
     settings = {
-        "minimum": 0.5,
-        "maximum": 2.0,
-        "step": 0.1,
-        "memory_size": 3,
+        "oh_min": 0.5,
+        "oh_max": 2.0,
+        "oh_step": 0.1,
+        "oh_memory_size": 3,
         "warmup": 1,
         "epochs": 5,
         **settings,
     }
-    dlw = DynamicLossWeight(mode=mode, **settings)
+    dlw = DynamicLossWeight(dlw_mode=mode, **settings)
     values = []
     for epoch in range(settings["epochs"]):
         values.append(dlw.update(epoch))
-        dlw.record(*(losses_by_epoch[epoch] if losses_by_epoch else (0.0, 0.0)))
+        dlw.observe(*(losses_by_epoch[epoch] if losses_by_epoch else (0.0, 0.0)))
     return values
 
 
@@ -77,7 +79,7 @@ def test_dlw_ablation_modes(mode, expected):
 
 def test_dlw_refuses_a_window_of_one():
     with pytest.raises(ValueError, match="memory_size"):
-        alphas("dynamic", memory_size=1)
+        alphas("dynamic", oh_memory_size=1)
 
 
 def test_dlw_continues_from_its_state():
@@ -86,7 +88,7 @@ def test_dlw_continues_from_its_state():
     first = DynamicLossWeight(0.5, 2.0, 0.1, 3, 1, 5)
     for epoch in range(3):
         first.update(epoch)
-        first.record(*history[epoch])
+        first.observe(*history[epoch])
     second = DynamicLossWeight(0.5, 2.0, 0.1, 3, 1, 5)
     second.load_state_dict(first.state_dict())
     assert second.update(3) == whole[3]
@@ -149,7 +151,7 @@ def test_classes_may_be_empty_or_of_one_and_grow_later(rng):
     for count, label in ((1, 0), (12, 2), (1, 0), (11, 0)):
         labels = torch.full((count,), label)
         features = torch.randn(count, 4, generator=rng)
-        repository.add(torch.zeros(count, 1, 1, 1), labels, features, torch.zeros(count))
+        repository.add(samples(torch.zeros(count, 1, 1, 1), labels, features))
         spread = operator.measure(repository.table())
         for scored in (0, 2):
             members = repository.labels == scored
@@ -178,7 +180,7 @@ def churn(rng, epochs, num_classes, batch, make_features):
     operator = HomogeneityOperator(num_classes, batch)
     for _ in range(epochs):
         labels = torch.randint(0, num_classes, (batch,), generator=rng)
-        repository.add(torch.zeros(batch, 1, 1, 1), labels, make_features(labels), torch.zeros(batch))
+        repository.add(samples(torch.zeros(batch, 1, 1, 1), labels, make_features(labels)))
         spread = operator.measure(repository.table())
         yield repository, operator, spread
         chosen = operator.select(spread, repository.labels)
@@ -258,7 +260,7 @@ def grow(repository, start, count):
     numbers = torch.arange(start, start + count)
     images = numbers.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).to(torch.uint8)
     features = torch.stack([numbers, -numbers], 1).float()
-    repository.add(images, numbers % repository.num_classes, features, numbers / 1000)
+    repository.add(samples(images, numbers % repository.num_classes, features, numbers / 1000))
 
 
 def test_repository_keeps_order_and_rows_together_through_adding_and_removing():
@@ -299,7 +301,7 @@ def test_repository_refuses_what_it_cannot_hold(rng):
     with pytest.raises(ValueError, match="empty"):
         next(SampleRepository((3, 4, 4), 2, 3).batches(4, 1, rng))
     with pytest.raises(ValueError, match="labels"):
-        filled(1).add(torch.zeros(1, 3, 4, 4), torch.tensor([3]), torch.zeros(1, 2), torch.zeros(1))
+        filled(1).add(samples(torch.zeros(1, 3, 4, 4), torch.tensor([3]), torch.zeros(1, 2)))
 
 
 @pytest.mark.parametrize("logged", [False, True])

@@ -9,15 +9,19 @@ import golden_data as golden
 import numpy as np
 import pytest
 import torch
+from making import named
 from PIL import Image
 from scipy.io import savemat
 
-from datafree import data, prepare
-from datafree.augment import Normalize
-from datafree.datasets import NORMALIZATIONS
+from datafree.data.augment import Normalize
+from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.facts import data_facts, recorded_facts
+from datafree.data.load import load_split
+from datafree.data.pixels import to_float
 from datafree.errors import UserError
-from datafree.evaluate import evaluate
-from datafree.repository import to_float
+from datafree.evaluation import evaluate
+from datafree.networks.teacher import load_teacher, read_teacher
+from datafree.settings import Data
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 CPU = torch.device("cpu")
@@ -28,7 +32,7 @@ def images(split):
 
 
 def test_digits_are_split_once_and_for_all_by_class():
-    train, test = (data.load("digits", split, "nowhere") for split in ("train", "test"))
+    train, test = (load_split("digits", split, "nowhere") for split in ("train", "test"))
     assert (len(train), len(test)) == (1437, 360)
     assert images(test).shape == (360, 3, 32, 32)
     assert set(test.labels.bincount().tolist()) <= {35, 36, 37}
@@ -45,7 +49,7 @@ def test_cifar100_is_read_from_its_own_files_below_torchdata(tmp_path):
     content = {"data": pixels.astype(np.uint8), "fine_labels": [7, 99]}
     (folder / "test").write_bytes(pickle.dumps(content))
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"c{i}" for i in range(100)]}))
-    test = data.load("cifar100", "test", tmp_path)
+    test = load_split("cifar100", "test", tmp_path)
     assert test.labels.tolist() == [7, 99]
     assert images(test).flatten(1).tolist() == pixels.tolist()
     assert test.classes[99] == "c99"
@@ -54,7 +58,7 @@ def test_cifar100_is_read_from_its_own_files_below_torchdata(tmp_path):
 def test_svhn_is_read_from_its_own_file(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (32, 32, 3, 2), dtype=np.uint8)
     savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": np.array([[10], [3]])})
-    test = data.load("svhn", "test", tmp_path)
+    test = load_split("svhn", "test", tmp_path)
     assert test.labels.tolist() == [0, 3]
     assert np.array_equal(images(test).numpy(), pixels.transpose(3, 2, 0, 1))
 
@@ -67,7 +71,7 @@ def write_image(path, size, color, **options):
 def test_large_image_folders_are_cut_from_the_middle_and_read_as_asked_for(tmp_path):
     write_image(tmp_path / "imagenette2/val/a/1.png", (500, 300), "red")
     write_image(tmp_path / "imagenette2/val/b/1.png", (200, 900), "blue")
-    test = data.load("imagenette2", "test", tmp_path)
+    test = load_split("imagenette2", "test", tmp_path)
     batches = list(test.batches(1, order=torch.tensor([1, 0])))
     assert [batch.shape for batch, _ in batches] == [(1, 3, 224, 224)] * 2
     assert [labels.tolist() for _, labels in batches] == [[1], [0]]
@@ -81,7 +85,7 @@ def test_an_image_folders_size_is_that_of_its_images(tmp_path):
     write_image(tmp_path / "large/test/b/1.jpg", (400, 300), "red")
     (tmp_path / "small/test/.hidden").mkdir()
     for name, size in (("small", 28), ("large", 224)):
-        facts = prepare.data_facts("folder", tmp_path / name, "test", "half", None, None, None)
+        facts = data_facts(Data(dataset="folder", data_root=str(tmp_path / name), mean="half"), "test")
         assert facts.img_size == size
         assert facts.classes == ("a", "b")
 
@@ -93,13 +97,13 @@ def test_an_image_that_cannot_be_read_is_named(damage, tmp_path):
     broken = tmp_path / "test/b/1.png"
     broken.write_bytes(broken.read_bytes()[:60] if damage is None else damage)
     with pytest.raises(UserError, match=r"cannot read the image .*b/1\.png"):
-        data.load("folder", "test", tmp_path)
+        load_split("folder", "test", tmp_path)
 
 
 def test_a_single_class_is_refused(tmp_path):
     write_image(tmp_path / "test/a/1.png", (32, 32), "red")
     with pytest.raises(UserError, match="2 or more"):
-        prepare.data_facts("folder", tmp_path, "test", "half", None, None, None)
+        data_facts(Data(dataset="folder", data_root=str(tmp_path), mean="half"), "test")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_a_single_class_is_refused(tmp_path):
     ],
 )
 def test_normalisation_by_name_by_numbers_or_by_default(mean, std, expected):
-    facts = prepare.data_facts("digits", "nowhere", "test", mean, std, None, None)
+    facts = data_facts(Data(dataset="digits", mean=mean, std=std), "test")
     assert (facts.mean, facts.std) == expected
 
 
@@ -120,16 +124,16 @@ def test_normalisation_by_name_by_numbers_or_by_default(mean, std, expected):
 )
 def test_a_normalisation_that_makes_no_sense_is_refused(mean, std):
     with pytest.raises(UserError):
-        prepare.data_facts("digits", "nowhere", "test", mean, std, None, None)
+        data_facts(Data(dataset="digits", mean=mean, std=std), "test")
 
 
 def test_normalisation_and_flips_recorded_with_a_teacher_are_used_unless_flags_say_otherwise():
     content = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "img_size": 32, "flip": True, "other": 1}
-    recorded = prepare.recorded_facts(content)
-    assert prepare.recorded_facts({"facts": content}) == recorded
-    facts = prepare.data_facts("digits", "nowhere", "test", None, None, None, None, recorded)
+    recorded = recorded_facts(content)
+    assert recorded_facts({"facts": content}) == recorded
+    facts = data_facts(Data(dataset="digits"), "test", recorded)
     assert (facts.mean, facts.std, facts.flip) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True)
-    facts = prepare.data_facts("digits", "nowhere", "test", "half", None, None, False, recorded)
+    facts = data_facts(Data(dataset="digits", mean="half", flip=False), "test", recorded)
     assert (facts.mean, facts.flip) == ((0.5, 0.5, 0.5), False)
 
 
@@ -138,13 +142,13 @@ def test_public_resnets_classify_cifar10_jpeg_as_recorded(tmp_path):
     with tarfile.open(SHARED / "data/cifar10_jpeg.tar.xz") as archive:
         members = [member for member in archive if member.name.lstrip("./").startswith("test/")]
         archive.extractall(tmp_path, members, filter="data")
-    test = data.load("folder", "test", tmp_path)
+    test = load_split("folder", "test", tmp_path)
     normalize = Normalize(*NORMALIZATIONS["imagenet"])
     for arch, expected in json.loads((golden.FOLDER / "he_resnet.json").read_text()).items():
         file = SHARED / "teachers" / expected["file"]
-        content = prepare.read_teacher("folder", arch, str(file))[1]
-        teacher = prepare.load_teacher(arch, 10, file, content, CPU)
+        content = read_teacher("folder", named(arch), str(file))[1]
+        teacher = load_teacher(named(arch), 10, file, content, CPU)
         with torch.no_grad():
             logits = teacher(normalize(to_float(images(test)[:8])))
         np.testing.assert_allclose(logits, expected["logits_first8"], atol=1e-3)
-        assert abs(evaluate(teacher, test, normalize, CPU).correct - expected["correct"]) <= 3
+        assert abs(evaluate(teacher, test.batches(128), normalize, CPU).correct - expected["correct"]) <= 3

@@ -5,14 +5,16 @@ import math
 
 import pytest
 import torch
+from making import samples
 from torch import nn
 
-from datafree.augment import Augment, Normalize
-from datafree.distiller import Distiller, DistillSettings
-from datafree.evaluate import Evaluation
+from datafree.data.augment import Augment, Normalize
+from datafree.distiller import Distiller
+from datafree.evaluation import Evaluation
 from datafree.repository import SampleRepository
-from datafree.streams import RandomStreams
+from datafree.settings import resolve
 from datafree.synthesis.base import Synthesis, Synthesizer
+from datafree.torch_utils.streams import RandomStreams
 
 B, EPOCHS, WARMUP = 24, 10, 2
 
@@ -23,23 +25,18 @@ class Noise(Synthesizer):
     def __init__(self, rng, losses):
         self.rng, self.losses, self.asked, self.alphas = rng, losses, [], []
 
-    def synthesize(self, targets, oh_weight, on_step=None):
+    def synthesize(self, targets, alpha, on_step=None):
         adv, bn = self.losses[self.calls]
         self.calls += 1
         self.asked.append(targets)
-        self.alphas.append(oh_weight)
+        self.alphas.append(alpha)
         labels = torch.arange(B) % 3 // 2  # 0 0 1 0 0 1 ...
         features = torch.randn(B, 2, generator=self.rng)
         features[:4] *= 100
         terms = {"total": 1.0, "oh": 1.0, "bn": bn, "adv": adv}
         images = torch.rand(B, 3, 8, 8, generator=self.rng)
-        return Synthesis(images, labels, features, torch.full((B,), 0.5), terms, {})
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
+        made = samples(images, labels, features, torch.full((B,), 0.5))
+        return Synthesis(made, images, terms, {})
 
 
 class Recorder(Distiller):
@@ -52,9 +49,9 @@ class Recorder(Distiller):
             (self.synthesizer, "synthesize", "synthesis"),
             (self.repository, "remove", "iho"),
             (self.blg, "update", "blg"),
-            (self, "_distill", "kd"),
+            (self.kd, "train", "kd"),
             (self, "evaluate", "evaluate"),
-            (self.scheduler, "step", "schedule"),
+            (self.kd.scheduler, "step", "schedule"),
         ]:
             setattr(owner, name, self._noting(getattr(owner, name), event))
 
@@ -68,26 +65,15 @@ class Recorder(Distiller):
 
 def distiller(losses=((1.0, 1.0),) * 99, **changes):
     torch.manual_seed(0)
-    settings = {
+    given = {
         "epochs": EPOCHS,
         "warmup": WARMUP,
         "kd_steps": 2,
         "ep_steps": 2,
         "batch_size": 8,
         "synthesis_batch_size": B,
-        "lr": 0.2,
-        "momentum": 0.9,
         "weight_decay": 0.0,
-        "temperature": 20.0,
         "oh": 0.7,
-        "dlw": True,
-        "blg": True,
-        "iho": True,
-        "dlw_mode": "dynamic",
-        "oh_min": 0.5,
-        "oh_max": 1.0,
-        "oh_step": 0.1,
-        "oh_memory_size": 8,
         **changes,
     }
     streams = RandomStreams(0)
@@ -98,7 +84,7 @@ def distiller(losses=((1.0, 1.0),) * 99, **changes):
         Noise(streams.synthesis, losses),
         SampleRepository((3, 8, 8), 2, 3),
         Augment(Normalize((0.0,) * 3, (1.0,) * 3), flip=True),
-        DistillSettings(**settings),
+        resolve(given)[0],
         streams,
         lambda network: Evaluation(50.0, 100.0, 1.0, 1, 2),
     )

@@ -19,14 +19,16 @@ import pytest
 import soak
 import torch
 from conftest import ROOT, run_here, run_script
+from making import flags
 from PIL import Image
-from test_methods import distiller, flags
+from test_methods import distiller
 from test_scripts import Malicious, assert_refused, metrics, write_folder, write_teacher
 
-import models
-from datafree import checkpoint, data
+from datafree import models
+from datafree.data.image_folders import load_folder
 from datafree.errors import UserError
-from datafree.runs import read_run
+from datafree.runs.read import read_run
+from datafree.torch_utils import checkpoint
 
 COMMON = [
     "--dataset",
@@ -168,14 +170,14 @@ def test_a_full_disk_costs_no_checkpoint(cwd):
     stopper = cwd / "large.py"
     stopper.write_text(
         "import runpy, sys\n"
-        "from datafree import sample_log\n"
+        "from datafree.runs import sample_log\n"
         "append = sample_log.SampleLog.append\n"
-        "def full(self, images, *rest):\n"
+        "def full(self, samples):\n"
         "    if self.path.exists() and self.path.stat().st_size > 3 * " + str(samples) + ":\n"
         "        with open(self.path, 'ab') as file:\n"
         "            file.write(b'x' * 100)\n"
         "        raise OSError(28, 'No space left on device')\n"
-        "    return append(self, images, *rest)\n"
+        "    return append(self, samples)\n"
         "sample_log.SampleLog.append = full\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -235,7 +237,7 @@ def test_the_number_of_workers_changes_nothing(cwd):
 
 
 def test_the_oldest_samples_go_first_where_their_number_is_bounded():
-    made = distiller(flags("--method", "fast_meta", *SHORT), max_samples=20)
+    made = distiller(flags("--method", "fast_meta", *SHORT, "--max_samples", 20))
     for epoch in range(5):
         row = made.run_epoch(epoch)
     assert (row["repository"], row["removed"]) == (20, 8)
@@ -243,7 +245,7 @@ def test_the_oldest_samples_go_first_where_their_number_is_bounded():
 
 
 def test_memory_and_file_handles_stay_as_they_are_over_2000_epochs(tmp_path):
-    made = distiller(flags(*SHORT), max_samples=200)
+    made = distiller(flags(*SHORT, "--max_samples", 200))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -423,10 +425,12 @@ def test_spoilt_run_checkpoints_are_refused_and_lose_no_samples(good):
     script.write_text(
         "import pathlib, random, shutil, sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "import bsr_main, torch\n"
-        "from datafree import checkpoint\n"
+        "import torch\n"
+        "from datafree.torch_utils import checkpoint\n"
         "from datafree.errors import UserError\n"
-        "from datafree.session import Session\n"
+        "from datafree.runs.distillation import Distillation\n"
+        "from datafree.runs.session import Session\n"
+        "from making import flags\n"
         "from test_faults import COMMON, spoil\n"
         "samples = pathlib.Path('out/samples.bin').read_bytes()\n"
         "outcomes = []\n"
@@ -436,13 +440,10 @@ def test_spoilt_run_checkpoints_are_refused_and_lose_no_samples(good):
         "    shutil.rmtree('new', ignore_errors=True)\n"
         "    shutil.copytree('out', 'new', ignore=shutil.ignore_patterns('.lock', '*previous*'))\n"
         "    checkpoint.save(content, pathlib.Path('new/checkpoint.pth'))\n"
-        "    flags = [*map(str, COMMON), '--epochs', '3', '--save_dir', 'new', '--resume']\n"
-        "    args = bsr_main.build_parser().parse_args(flags)\n"
-        "    bsr_main.resolve(args)\n"
-        "    session = Session(args)\n"
+        "    run = Distillation(Session(flags(*COMMON, '--epochs', 3, '--save_dir', 'new', '--resume')))\n"
         "    try:\n"
-        "        made = session._build_distiller()\n"
-        "        progress = session._resume(made)\n"
+        "        made = run.build_distiller()\n"
+        "        progress = run.start_or_resume(made)\n"
         "        outcomes.append('loaded')\n"
         "    except UserError as error:\n"
         "        assert '\\n' not in str(error)\n"
@@ -494,7 +495,7 @@ def write_odd_images(folder):
 
 def test_images_of_odd_kinds_become_rgb_with_eight_bits(tmp_path):
     write_odd_images(tmp_path / "odd")
-    images = data.load_folder(tmp_path / "odd", 8)
+    images = load_folder(tmp_path / "odd", 8)
     assert len(images) == 7
     names = sorted(path.name for path in (tmp_path / "odd").iterdir())
     pixels = dict(zip(names, images.read(torch.arange(7)), strict=True))
@@ -553,7 +554,7 @@ def test_a_configuration_from_elsewhere_is_checked_before_it_is_used(change, goo
 
 
 def test_class_names_lead_nowhere_outside_the_run_folder(good, tmp_path):
-    from datafree.run_samples import read_samples
+    from datafree.runs.stored import read_samples
 
     config = json.loads((good / "out/config.json").read_text())
     (tmp_path / "secret").mkdir()

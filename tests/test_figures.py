@@ -13,21 +13,26 @@ import pytest
 import torch
 from conftest import ROOT, run_here, run_script
 from PIL import Image
-from test_scripts import TINY, assert_refused, metrics, write_teacher
+from test_scripts import TINY, assert_refused, metrics, write_folder, write_teacher
 from test_tables import write_run
 
-import models
-from datafree import checkpoint
-from datafree.augment import Normalize
-from datafree.record import SAMPLES
+from datafree import models
+from datafree.data.augment import Normalize
+from datafree.data.pixels import to_uint8
 from datafree.repository import SampleRepository
-from datafree.run_samples import read_samples
-from datafree.runs import read_run
-from datafree.sample_log import SampleLog
-from show_result import page, show_points_ablation
+from datafree.results.report_figures import outlier_factors, quartiles_by_class
+from datafree.results.shown import Shown
+from datafree.runs.files import SAMPLES
+from datafree.runs.read import read_run
+from datafree.runs.sample_log import SampleLog
+from datafree.runs.stored import read_samples
+from datafree.samples import Samples
+from datafree.torch_utils import checkpoint
+from show_result import show_points_ablation
 from show_result.show_points_ablation import embed
 
 POINTS = "show_result/show_points_ablation.py"
+AGREEMENT = "agreement with the teacher on samples held out"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_features_are_those_of_the_network_asked_for(runs, tmp_path, monkeypatch
     for network in ("student", "teacher"):
         words = ["x", str(runs / "bsr"), "--features", network, "--output", str(tmp_path), "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", words)
-        show_points_ablation.main()
+        show_points_ablation.run()
     content = torch.load(runs / "bsr/student.pth", weights_only=True)
     student = models.create("wrn16_1", 10).eval()
     student.load_state_dict(content["state_dict"])
@@ -109,6 +114,20 @@ def test_features_are_those_of_the_network_asked_for(runs, tmp_path, monkeypatch
     logits = student.fc(torch.from_numpy(embedded[0]))
     torch.testing.assert_close(logits, student(inputs), rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(embedded[1], samples.features)
+
+
+def test_features_are_those_of_the_layer_asked_for(runs, tmp_path, monkeypatch):
+    embedded = []
+    monkeypatch.setattr(
+        show_points_ablation, "embed", lambda features, *_: embedded.append(features) or features[:, :2]
+    )
+    for more in ([], ["--feature_layer", "fc"], ["--feature_layer", "block3"]):
+        words = ["x", str(runs / "bsr"), *more, "--output", str(tmp_path), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", words)
+        show_points_ablation.run()
+    by_default, of_classifier, of_block = embedded
+    np.testing.assert_array_equal(of_classifier, by_default)
+    assert of_block.shape == (64, 32 * 16 * 16)  # what goes into the last block, a row an image
 
 
 @pytest.mark.parametrize("engine", ["openTSNE", "scikit-learn"])
@@ -215,6 +234,42 @@ def report(folder, *args):
     return (folder / "report.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def judged_by_both(tmp_path_factory):
+    """A run without data whose student is scored on labelled images too; the folder it is in."""
+    cwd = tmp_path_factory.mktemp("both")
+    write_folder(cwd / "real", splits=("any",), classes=("ant", "bee", "cat"))
+    write_teacher(cwd / "teacher.pth", num_classes=3)
+    networks = ["--teacher", "wrn16_1", "--teacher_ckpt", "teacher.pth", "--student", "wrn16_1"]
+    data = ["--dataset", "none", "--img_size", 32, "--eval_folder", "real/any"]
+    done = run_script("bsr_main.py", *data, *networks, *TINY, "--save_dir", "run", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_accuracy_and_agreement_are_shown_beside_each_other(judged_by_both):
+    cwd = judged_by_both
+    row = metrics(cwd / "run")[-1]
+    said = Text(report(cwd, "run")).said
+    for text, figure in (("student, last epoch", "test_top1"), (AGREEMENT, "agreement")):
+        assert said[said.index(text) + 1] == f"{row[figure]:.2f} %"
+    exported = run_script("scripts/export.py", "run", "--format", "safetensors", cwd=cwd)
+    assert exported.returncode == 0, exported.stderr
+    card = (cwd / "run/export/model_card_safetensors.md").read_text()
+    assert f"- Test accuracy on the labelled images in real/any, last epoch: {row['test_top1']:.2f} %" in card
+    assert re.search(rf"^- Agreement with the teacher .*: {row['agreement']:.2f} %", card, re.MULTILINE)
+
+
+def test_agreement_is_left_out_where_there_is_none(runs):
+    assert AGREEMENT not in Text(report(runs, "bsr")).said
+    exported = run_script("scripts/export.py", "bsr", "--format", "safetensors", cwd=runs)
+    assert exported.returncode == 0, exported.stderr
+    card = (runs / "bsr/export/model_card_safetensors.md").read_text()
+    assert "greement" not in card
+    assert "- Test accuracy on digits, last epoch:" in card
+    assert card.count("\n| student | wrn16_1 |") == card.count("\n| teacher | wrn16_1 |") == 1
+
+
 class Text(HTMLParser):
     """What a page says, and what it refers to."""
 
@@ -283,7 +338,8 @@ def write_shown_run(folder, classes, epochs):
     repository = SampleRepository((3, 8, 8), 4, classes, log=log)
     count = 15 * classes
     labels = torch.arange(count) % classes
-    repository.add(torch.rand(count, 3, 8, 8), labels, torch.randn(count, 4), torch.rand(count))
+    images, features, margins = torch.rand(count, 3, 8, 8), torch.randn(count, 4), torch.rand(count)
+    repository.add(Samples(to_uint8(images), labels, features, margins))
     repository.remove(torch.arange(0, count, 7))
     checkpoint.save({"distiller": {"repository": repository.state_dict()}}, folder / "checkpoint.pth")
 
@@ -299,17 +355,22 @@ def test_reports_hold_for_few_and_many_classes_and_for_one_epoch(classes, epochs
     assert len((tmp_path / "report.html").read_text()) < 6e6
 
 
+def test_a_report_is_the_same_every_time(tmp_path):
+    write_shown_run(tmp_path / "run", 10, 3)
+    assert report(tmp_path, "run") == report(tmp_path, "run")
+
+
 def test_whiskers_and_sheets_are_of_the_samples_meant(tmp_path):
     write_shown_run(tmp_path / "run", 3, 1)
-    one = page.Shown(read_run(tmp_path / "run"), "run", "black")
+    one = Shown(read_run(tmp_path / "run"), "run", "black")
     labels, features = one.samples.labels.numpy(), one.samples.features
     from sklearn.neighbors import LocalOutlierFactor
 
-    factors = page.outlier_factors(features, one.samples.labels, 3)
+    factors = outlier_factors(features, one.samples.labels, 3)
     for label in range(3):
         expected = -LocalOutlierFactor(10).fit(features[labels == label]).negative_outlier_factor_
         np.testing.assert_allclose(factors[labels == label], expected, rtol=1e-4)
-    quartiles = page.quartiles_by_class(factors, labels, 3)
+    quartiles = quartiles_by_class(factors, labels, 3)
     q1, q3 = np.percentile(factors[labels == 1], [25, 75])
     assert quartiles[:, 1][[0, 4]].tolist() == pytest.approx([q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)])
     assert int(one.samples.kept.sum()) == 45 - 7
@@ -376,6 +437,10 @@ def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     student["state_dict"] = models.create("wrn40_1", 10).state_dict()
     torch.save(student, tmp_path / "other/student.pth")
     assert_refused(run_here(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
+    layer = run_here(POINTS, runs / "bsr", "--features", "teacher", "--feature_layer", "fc", cwd=tmp_path)
+    assert_refused(layer, "--feature_layer is for --features student")
+    unknown = run_here(POINTS, runs / "bsr", "--feature_layer", "fx", cwd=tmp_path)
+    assert_refused(unknown, "has no such layer, did you mean fc?")
     twice = run_here(POINTS, runs / "bsr", runs / "bsr", cwd=tmp_path)
     assert_refused(twice, "as many different --tags")
     (tmp_path / "file").write_text("")

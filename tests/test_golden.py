@@ -5,20 +5,19 @@ import numpy as np
 import pytest
 import torch
 
-import models
-from datafree import losses
-from datafree.augment import Normalize
+from datafree import losses, models
 from datafree.blg import label_probabilities
-from datafree.datasets import NORMALIZATIONS
-from datafree.distiller import Distiller, DistillSettings
+from datafree.data.augment import Normalize, OnlyNormalize
+from datafree.data.datasets import NORMALIZATIONS
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
+from datafree.kd import StudentTrainer
+from datafree.models.generator import Generator
 from datafree.neighbours import SlotTable
-from datafree.penultimate import PenultimateFeatures
-from datafree.repository import SampleRepository
-from datafree.streams import RandomStreams
-from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
-from models.generator import Generator
+from datafree.networks.penultimate import PenultimateFeatures
+from datafree.settings import Settings
+from datafree.synthesis.base import Context
+from datafree.synthesis.fast_meta import FastMetaSynthesizer
 
 ALGORITHM = golden.load("algorithm.json")
 KEYS = golden.load("state_dict_keys.json")
@@ -116,19 +115,19 @@ def teacher_and_student():
 def test_synthesis_calls(meta_gradient):
     teacher, student = teacher_and_student()
     generator = generator_and_images()[0]
-    settings = FastMetaSettings(
-        steps=4,
+    settings = Settings(
+        g_steps=4,
         lr_g=2e-3,
         lr_z=0.01,
         bn=10,
         adv=1.33,
         warmup=2,
-        bn_momentum=0.9,
-        maml=meta_gradient == "fomaml",
+        bn_mmt=0.9,
+        reset_l0=0,
+        is_maml=int(meta_gradient == "fomaml"),
     )
-    synthesizer = FastMetaSynthesizer(
-        teacher, student, generator, lambda images, _rng: NORMALIZE(images), settings, torch.Generator()
-    )
+    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    synthesizer = FastMetaSynthesizer(context, settings, generator)
     for call in ALGORITHM[f"synthesis_{meta_gradient}"]:
         z = torch.from_numpy(golden.random_state(call["z_seed"]).standard_normal((16, 256)))
         made = synthesizer.synthesize(torch.tensor(call["targets"]), 0.5, z=z)
@@ -139,7 +138,7 @@ def test_synthesis_calls(meta_gradient):
         close(made.images.mean().item(), call["image_mean"])
         close(made.images.std().item(), call["image_std"])
         close(made.images[:, 0, 0, :4], call["image_first4"])
-        assert made.labels.tolist() == call["labels"]
+        assert made.samples.labels.tolist() == call["labels"]
         parameters = dict(generator.named_parameters())
         assert parameters.keys() == call["meta_generator"].keys()
         for name, expected in call["meta_generator"].items():
@@ -153,42 +152,13 @@ def test_synthesis_calls(meta_gradient):
 def test_distillation_steps():
     teacher, _ = teacher_and_student()
     student = golden.fill(models.create("wrn16_1", 10), "student:").train()
-    settings = DistillSettings(
-        epochs=400,
-        warmup=0,
-        kd_steps=1,
-        ep_steps=1,
-        batch_size=16,
-        synthesis_batch_size=16,
-        lr=0.2,
-        momentum=0.9,
-        weight_decay=1e-4,
-        temperature=20,
-        oh=0.5,
-        dlw=True,
-        blg=True,
-        iho=True,
-        dlw_mode="dynamic",
-        oh_min=0.5,
-        oh_max=1.0,
-        oh_step=0.1,
-        oh_memory_size=8,
-    )
-    distiller = Distiller(
-        teacher,
-        student,
-        synthesizer=None,
-        repository=SampleRepository((3, 32, 32), 64, 10),
-        augment=None,
-        settings=settings,
-        streams=RandomStreams(0),
-        evaluate=None,
-    )
+    settings = Settings(epochs=400, warmup=0, lr=0.2, momentum=0.9, weight_decay=1e-4, T=20)
+    trainer = StudentTrainer(teacher, student, settings, torch.device("cpu"))
     for step in ALGORITHM["kd"]["steps"]:
         images = golden.random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
-        close(distiller.optimizer.param_groups[0]["lr"], step["lr"])
-        close(distiller.kd_step(NORMALIZE(torch.from_numpy(images))), step["loss"])
-        distiller.scheduler.step()
+        close(trainer.lr, step["lr"])
+        close(trainer.step(NORMALIZE(torch.from_numpy(images))), step["loss"])
+        trainer.scheduler.step()
     state = student.state_dict()
     for name, expected in ALGORITHM["kd"]["params_after"].items():
         close(state[name].norm().item(), expected["l2"])
@@ -204,7 +174,7 @@ def test_dlw_sequences(case):
     alphas = []
     for epoch, losses_of_epoch in enumerate(zip(case["adv"], case["bn"], strict=True)):
         alphas.append(dlw.update(epoch))
-        dlw.record(*losses_of_epoch)
+        dlw.observe(*losses_of_epoch)
     close(alphas, case["alpha"])
 
 

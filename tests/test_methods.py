@@ -1,42 +1,34 @@
 """The methods beside BSR: each loss against its formula in NumPy, and what all of them have in common."""
 
 import copy
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from making import flags
 from torch import nn
 
-import bsr_main
 from datafree import losses
-from datafree.augment import Augment, Normalize
-from datafree.distiller import Distiller, DistillSettings
-from datafree.evaluate import Evaluation
+from datafree.cli.bsr import build_parser
+from datafree.data.augment import Augment, Normalize, OnlyNormalize
+from datafree.distiller import Distiller
+from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
-from datafree.parallel import ALONE
 from datafree.repository import SampleRepository
-from datafree.streams import RandomStreams
-from datafree.synthesis.cmi import CMISettings, CMISynthesizer, ViewDescription
+from datafree.settings import Settings, resolve
+from datafree.synthesis.base import Context
+from datafree.synthesis.cmi import CMISynthesizer, ViewDescription
 from datafree.synthesis.create import create_synthesizer
-from datafree.synthesis.deepinv import DeepInversionSettings, DeepInversionSynthesizer
-from datafree.synthesis.fast_meta import FastMetaSettings, FastMetaSynthesizer
-from datafree.synthesis.generative import GenerativeSettings, GenerativeSynthesizer
+from datafree.synthesis.deepinv import DeepInversionSynthesizer
+from datafree.synthesis.fast_meta import FastMetaSynthesizer, FastSynthesizer
+from datafree.synthesis.generative import GenerativeSynthesizer
+from datafree.torch_utils.processes import ALONE
+from datafree.torch_utils.streams import RandomStreams
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 NORMALIZE = Normalize(MEAN, STD)
 CLASSES, N = 4, 6
 TARGETS = torch.arange(N) % CLASSES
-
-
-class PlainAugment(Augment):
-    """Normalises and nothing else."""
-
-    def __init__(self):
-        super().__init__(NORMALIZE, flip=False)
-
-    def __call__(self, images, generator):
-        return self.normalize(images)
 
 
 class TinyGenerator(nn.Module):
@@ -62,6 +54,10 @@ def classifier(seed):
 @pytest.fixture
 def networks():
     return classifier(0).requires_grad_(False), classifier(1)
+
+
+def context(networks, rng, side=8):
+    return Context(*networks, OnlyNormalize(NORMALIZE), (3, side, side), rng)
 
 
 def softmax(logits):
@@ -97,19 +93,18 @@ def kl(p, q):
 @pytest.mark.parametrize("use_targets", [False, True])
 def test_the_losses_of_dafl_zskt_dfad_and_dfq(networks, divergence, use_targets, rng):
     teacher, student = networks
-    settings = GenerativeSettings(
-        steps=1,
+    settings = Settings(
+        method="dfq" if divergence == "kl" else "dfad",
+        g_steps=1,
         lr_g=1e-3,
         adv=0.7,
         bn=0.3,
         act=0.05,
         balance=20.0,
-        divergence=divergence,
-        use_targets=use_targets,
+        blg=use_targets,
     )
-    made = GenerativeSynthesizer(teacher, student, TinyGenerator(), PlainAugment(), settings, rng).synthesize(
-        TARGETS, 0.9
-    )
+    synthesizer = GenerativeSynthesizer(context(networks, rng), settings, TinyGenerator())
+    made = synthesizer.synthesize(TARGETS, 0.9)
     inputs = normalized(made.images)
     logits, features, distance = seen(teacher, inputs)
     student_logits = seen(student, inputs)[0]
@@ -125,8 +120,8 @@ def test_the_losses_of_dafl_zskt_dfad_and_dfq(networks, divergence, use_targets,
     weights = {"oh": 0.9, "bn": 0.3, "adv": 0.7, "act": 0.05, "balance": 20.0}
     expected["total"] = sum(weights[name] * value for name, value in expected.items())
     assert made.losses == pytest.approx(expected, rel=1e-4)
-    assert made.labels.tolist() == logits.argmax(1).tolist()
-    np.testing.assert_allclose(made.features, features, rtol=1e-4, atol=1e-5)
+    assert made.samples.labels.tolist() == logits.argmax(1).tolist()
+    np.testing.assert_allclose(made.samples.features, features, rtol=1e-4, atol=1e-5)
 
 
 def test_the_generator_of_dafl_and_its_kin_descends_its_own_loss(networks, rng):
@@ -134,8 +129,8 @@ def test_the_generator_of_dafl_and_its_kin_descends_its_own_loss(networks, rng):
     teacher, student = networks
     generator = TinyGenerator()
     before = copy.deepcopy(generator)
-    settings = GenerativeSettings(steps=1, lr_g=1e-3, adv=1.0, bn=0.0, act=0.0, balance=0.0)
-    GenerativeSynthesizer(teacher, student, generator, PlainAugment(), settings, rng).synthesize(TARGETS, 0.0)
+    settings = Settings(method="dfq", g_steps=1, lr_g=1e-3, adv=1.0, bn=0.0, act=0.0, balance=0.0)
+    GenerativeSynthesizer(context(networks, rng), settings, generator).synthesize(TARGETS, 0.0)
     z = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
     inputs = NORMALIZE(before(z))
     (-losses.kldiv(student(inputs), teacher(inputs))).backward()
@@ -153,8 +148,8 @@ def test_class_balance_is_finite_where_a_class_has_no_probability_at_all():
 
 def test_the_losses_of_cmi(networks, rng):
     teacher, student = networks
-    settings = CMISettings(steps=1, lr_g=1e-3, lr_z=1e-3, bn=0.5, adv=0.6, cr=0.8, temperature=0.2)
-    synthesizer = CMISynthesizer(teacher, student, TinyGenerator(), PlainAugment(), settings, rng)
+    settings = Settings(method="cmi", g_steps=1, lr_g=1e-3, lr_z=1e-3, bn=0.5, adv=0.6, cr=0.8, cr_T=0.2)
+    synthesizer = CMISynthesizer(context(networks, rng), settings, TinyGenerator())
     synthesizer.local_augment = lambda images, _rng: NORMALIZE(images) ** 2
     bank = np.zeros((0, 3))
     for call in range(2):
@@ -214,8 +209,8 @@ def test_cmi_describes_views_by_the_inputs_of_batchnorm_or_the_outputs_of_four_b
 
 def test_the_losses_of_deepinversion(networks, rng, monkeypatch):
     teacher, student = networks
-    settings = DeepInversionSettings(steps=1, lr_g=0.1, bn=2.0, adv=0.6, tv=0.5, l2=0.25)
-    synthesizer = DeepInversionSynthesizer(teacher, student, (3, 8, 8), PlainAugment(), settings, rng)
+    settings = Settings(method="deepinv", g_steps=1, lr_g=0.1, bn=2.0, adv=0.6, tv=0.5, l2=0.25)
+    synthesizer = DeepInversionSynthesizer(context(networks, rng), settings)
     pixels = torch.randn(N, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     monkeypatch.setattr(synthesizer, "_noise", lambda *shape: pixels.clone())
     monkeypatch.setattr(synthesizer, "_jitter", lambda images: images)
@@ -246,9 +241,8 @@ def test_the_losses_of_deepinversion(networks, rng, monkeypatch):
 
 
 def test_deepinversion_stays_in_the_range_of_images_and_shifts_a_batch_as_a_whole(networks, rng):
-    teacher, student = networks
-    settings = DeepInversionSettings(steps=8, lr_g=2.0, bn=1.0, adv=1.0, tv=0.0, l2=0.0)
-    synthesizer = DeepInversionSynthesizer(teacher, student, (3, 16, 16), PlainAugment(), settings, rng)
+    settings = Settings(method="deepinv", g_steps=8, lr_g=2.0, bn=1.0, adv=1.0, tv=0.0, l2=0.0)
+    synthesizer = DeepInversionSynthesizer(context(networks, rng, 16), settings)
     synthesizer.flip = True
     pixels = torch.rand(2, 3, 16, 16)
     reach = range(-2, 3)
@@ -272,17 +266,13 @@ def test_deepinversion_stays_in_the_range_of_images_and_shifts_a_batch_as_a_whol
 
 
 def test_fast_optimises_the_generator_itself(networks):
-    teacher, student = networks
     made = {}
     for meta in (False, True):
         torch.manual_seed(3)
         generator = TinyGenerator()
-        settings = FastMetaSettings(
-            steps=2, lr_g=1e-3, lr_z=0.01, bn=1.0, adv=1.0, warmup=0, bn_momentum=0.9, meta=meta
-        )
-        synthesizer = FastMetaSynthesizer(
-            teacher, student, generator, PlainAugment(), settings, torch.Generator().manual_seed(0)
-        )
+        settings = Settings(g_steps=2, lr_g=1e-3, lr_z=0.01, bn=1.0, adv=1.0, warmup=0, bn_mmt=0.9)
+        kind = FastMetaSynthesizer if meta else FastSynthesizer
+        synthesizer = kind(context(networks, torch.Generator().manual_seed(0)), settings, generator)
         before = copy.deepcopy(generator)
         made[meta] = synthesizer.synthesize(TARGETS, 0.5)
         moved = (generator.linear.weight - before.linear.weight).abs()
@@ -309,52 +299,19 @@ def test_what_teaches_the_student():
         losses.divergence("l2", student, teacher)
 
 
-def flags(*given):
-    args = bsr_main.build_parser().parse_args([str(flag) for flag in given])
-    bsr_main.resolve(args)
-    return args
-
-
-def distiller(args, processes=ALONE, **changes):
-    """The method of `args` on 8 x 8 images, with networks of one layer."""
+def distiller(settings, processes=ALONE):
+    """The method of the settings on 8 x 8 images, with networks of one layer."""
     torch.manual_seed(0)
     streams = RandomStreams(0, rank=processes.rank)
     teacher, student = classifier(0).requires_grad_(False), classifier(1)
     augment = Augment(NORMALIZE, flip=True)
-    synthesizer = create_synthesizer(
-        args, teacher, student, 8, augment, streams.synthesis, processes, nullcontext
-    )
-    settings = DistillSettings(
-        args.epochs,
-        args.warmup,
-        args.kd_steps,
-        args.ep_steps,
-        args.batch_size,
-        args.synthesis_batch_size,
-        args.lr,
-        args.momentum,
-        args.weight_decay,
-        args.T,
-        args.oh,
-        args.dlw,
-        args.blg,
-        args.iho,
-        args.dlw_mode,
-        args.oh_min,
-        args.oh_max,
-        args.oh_step,
-        args.oh_memory_size,
-        store=args.store_samples,
-        divergence=METHODS[args.method].divergence,
-        **changes,
-    )
-    shard = {"rank": processes.rank, "world_size": processes.world_size} if args.store_samples else {}
-    repository = SampleRepository((3, 8, 8), 192, CLASSES, **shard)
+    within = Context(teacher, student, augment, (3, 8, 8), streams.synthesis, processes)
+    shard = {"rank": processes.rank, "world_size": processes.world_size} if settings.store_samples else {}
     return Distiller(
         teacher,
         student,
-        synthesizer,
-        repository,
+        create_synthesizer(within, settings),
+        SampleRepository((3, 8, 8), 192, CLASSES, **shard),
         augment,
         settings,
         streams,
@@ -416,6 +373,5 @@ def test_published_settings_are_defaults_and_a_flag_given_wins():
 
 
 def test_a_method_lists_the_flags_it_takes_when_given_others():
-    args = bsr_main.build_parser().parse_args("--method zskt --cr 1 --lr_z 0.1 --adv 2".split())
-    (warning,) = bsr_main.resolve(args)
+    _, (warning,) = resolve(build_parser().given("--method zskt --cr 1 --lr_z 0.1 --adv 2".split()))
     assert warning.startswith("zskt ignores --lr_z, --cr; of such flags it takes --g_steps --lr_g --adv")

@@ -11,18 +11,23 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
+from making import named, samples
 from test_scripts import assert_refused, metrics, write_folder
 from torch import nn
 
 import datafree
-from datafree import data, networks, shipping
-from datafree.agreement import HeldOut
+from datafree.data.facts import DataFacts
+from datafree.data.image_folders import load_labelled
 from datafree.errors import UserError
-from datafree.penultimate import find_layer
-from datafree.prepare import DataFacts, load_teacher
-from datafree.run_samples import load_student
-from datafree.runs import read_run
-from datafree.synthesis.base import Synthesis
+from datafree.evaluation import HeldOut
+from datafree.networks.build import build
+from datafree.networks.examine import input_channels, own_settings, probe_input
+from datafree.networks.penultimate import find_layer
+from datafree.networks.portable import describe
+from datafree.networks.teacher import load_teacher
+from datafree.runs import export
+from datafree.runs.read import read_run
+from datafree.runs.stored import student_of
 
 TINY = [
     "--dataset",
@@ -137,7 +142,9 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     source = ["--student", student] if ".py:" in student else []
     exported = run_script("scripts/export.py", "out", *source, cwd=cwd)
     assert exported.returncode == 0, exported.stderr
-    loaded = load_student(read_run(cwd / "out"), torch.device("cpu"), f"{cwd}/{student}" if source else None)
+    loaded = student_of(
+        read_run(cwd / "out"), torch.device("cpu"), named(f"{cwd}/{student}") if source else None
+    )
     images = torch.rand(256, len(config["mean"]), size, size, generator=torch.Generator().manual_seed(1))
     mean, std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
@@ -170,7 +177,7 @@ def test_other_formats_give_the_same_logits(kind, cwd):
     assert exported.returncode == 0, exported.stderr
     assert "256 random images: the same class for 100.0 %" in exported.stdout
     images = torch.rand(5, 1, 32, 32)
-    student = load_student(read_run(cwd / "out"), torch.device("cpu"), f"{cwd}/net.py:Digits")
+    student = student_of(read_run(cwd / "out"), torch.device("cpu"), named(f"{cwd}/net.py:Digits"))
     expected = student((images - 0.5) / 0.5)
     if kind == "torch_export":
         logits = torch.export.load(cwd / "out/export/student.pt2").module()(images)
@@ -258,7 +265,7 @@ def test_the_second_example_of_the_readme(cwd):
     assert float(re.search(r": ([\d.]+) % \(", scored.stdout)[1]) >= 90, scored.stdout
 
 
-def test_a_few_labelled_images_replace_agreement_by_accuracy(cwd):
+def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):
     write_folder(cwd / "few", splits=("x",), classes=("a", "b", "c"), count=4)
     more = [
         "--teacher",
@@ -272,9 +279,14 @@ def test_a_few_labelled_images_replace_agreement_by_accuracy(cwd):
     ]
     done = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "few/x", "--test_teacher", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert "agreement" not in done.stdout
     assert "of 12 right" in done.stdout
-    assert metrics(cwd / "out")[-1]["repository"] == 48  # nothing is held out
+    row = metrics(cwd / "out")[-1]
+    assert row["repository"] == 42  # an eighth of 48 is held out, for the agreement
+    summary = json.loads((cwd / "out/summary.json").read_text())
+    assert (summary["last_top1"], summary["last_agreement"]) == (row["test_top1"], row["agreement"])
+    assert f"student, last epoch                  {row['test_top1']:.2f} %" in done.stdout
+    assert f"agreement, last epoch                {row['agreement']:.2f} % (agreement with" in done.stdout
+    assert json.loads((cwd / "out/config.json").read_text())["judged_by"] == "accuracy"
     write_folder(cwd / "more", splits=("x",), classes=("a", "b"), count=2)
     other = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "more/x", "--save_dir", "o", cwd=cwd)
     assert_refused(other, "has 2 class folders, and the teacher 3 classes")
@@ -400,8 +412,8 @@ def test_a_file_may_import_what_lies_beside_it_even_its_own_models(tmp_path):
         "@dataclass\nclass Config:\n    width: int = 2\n"
         "def make():\n    Config()\n    return inner()\n"
     )
-    assert isinstance(networks.build(f"{tmp_path}/mine.py:make", "--teacher"), nn.Linear)
-    assert networks.models is sys.modules["models"]
+    assert isinstance(build(named(f"{tmp_path}/mine.py:make"), "--teacher"), nn.Linear)
+    assert "models.small" not in sys.modules
     assert str(tmp_path) not in sys.path
     assert "neighbour" not in sys.modules
 
@@ -409,25 +421,26 @@ def test_a_file_may_import_what_lies_beside_it_even_its_own_models(tmp_path):
 def test_channels_and_size_are_found_by_trying_where_the_network_does_not_tell():
     cpu = torch.device("cpu")
     grey = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 4))
-    assert networks.probe_input(grey, None, None, cpu) == (1, 28)
-    assert networks.probe_input(grey, None, 28, cpu) == (1, 28)
+    assert probe_input(grey, None, None, cpu) == (1, 28)
+    assert probe_input(grey, None, 28, cpu) == (1, 28)
     any_size = small(0).eval()
-    assert networks.probe_input(any_size, None, None, cpu) == (3, None)
-    assert networks.probe_input(any_size, None, 32, cpu) == (3, 32)
+    assert probe_input(any_size, None, None, cpu) == (3, None)
+    assert probe_input(any_size, None, 32, cpu) == (3, 32)
     viewing = Viewing(side=64).eval().to(memory_format=torch.channels_last)
-    assert networks.probe_input(viewing, None, None, cpu) == (3, 64)
+    assert probe_input(viewing, None, None, cpu) == (3, 64)
     shuffled = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.Flatten(), nn.Linear(3600, 3))
-    assert networks.probe_input(shuffled, None, None, cpu) == (3, 64)
+    assert probe_input(shuffled, None, None, cpu) == (3, 64)
 
 
 def test_a_teachers_first_convolution_is_not_replaced():
     with pytest.raises(UserError, match="takes images of 3 channels, not 1"):
-        load_teacher("torchvision:resnet18", 4, None, None, torch.device("cpu"), channels=1)
+        load_teacher(named("torchvision:resnet18"), 4, None, None, torch.device("cpu"), channels=1)
 
 
 def test_a_teacher_without_a_checkpoint_is_the_same_in_every_process():
     one, other = (
-        load_teacher("torchvision:mobilenet_v3_small", 4, None, None, torch.device("cpu")) for _ in range(2)
+        load_teacher(named("torchvision:mobilenet_v3_small"), 4, None, None, torch.device("cpu"))
+        for _ in range(2)
     )
     assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -436,9 +449,9 @@ def test_pretrained_torchvision_networks_know_their_images(monkeypatch):
     import torchvision.models as tv
 
     monkeypatch.setattr(tv, "get_model", lambda name, **given: small(0))  # nothing is downloaded
-    network = networks.build("torchvision:resnet18", "--teacher", arguments={"weights": "DEFAULT"})
-    assert networks.own_settings(network)["img_size"] == 224
-    assert networks.own_settings(network)["mean"] == (0.485, 0.456, 0.406)
+    network = build(named("torchvision:resnet18"), "--teacher", arguments={"weights": "DEFAULT"})
+    assert own_settings(network)["img_size"] == 224
+    assert own_settings(network)["mean"] == (0.485, 0.456, 0.406)
 
 
 def test_normalisation_by_channel():
@@ -450,7 +463,7 @@ def test_normalisation_by_channel():
 
 def test_folders_named_by_numbers_are_classes_of_these_numbers(tmp_path):
     write_folder(tmp_path, splits=("x",), classes=("10", "2"), count=1)
-    images = data.load_labelled(tmp_path / "x", 32, num_classes=11)
+    images = load_labelled(tmp_path / "x", 32, num_classes=11)
     assert images.labels.tolist() == [10, 2]
     assert list(images.classes) == [str(label) for label in range(11)]
 
@@ -459,27 +472,20 @@ def test_every_eighth_sample_is_held_out_however_small_the_batches():
     held = HeldOut((3, 8, 8), small(0).eval(), lambda images: images, torch.device("cpu"))
     kept = 0
     for _ in range(6):
-        new = Synthesis(
-            torch.rand(4, 3, 8, 8),
-            torch.zeros(4, dtype=torch.long),
-            torch.zeros(4, 2),
-            torch.zeros(4),
-            {},
-            {},
-        )
-        kept += len(held.take(new).labels)
+        new = samples(torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.long), torch.zeros(4, 2))
+        kept += len(held.take(new))
     assert (kept, len(held.images)) == (21, 3)
 
 
 def test_an_export_that_gives_no_numbers_is_refused():
-    shipped = shipping.Shipped(small(0), (0.5,) * 3, (0.5,) * 3).eval()
+    shipped = export.Shipped(small(0), (0.5,) * 3, (0.5,) * 3).eval()
     with pytest.raises(UserError, match="differ by nan"):
-        shipping.compare(shipped, lambda images: shipped(images) * float("nan"), torch.rand(2, 3, 8, 8))
+        export.compare(shipped, lambda images: shipped(images) * float("nan"), torch.rand(2, 3, 8, 8))
 
 
 def test_a_network_for_colours_is_made_for_grey():
-    network = networks.build("wrn16_1", "--student", 10, channels=1)
-    assert networks.input_channels(network) == 1
+    network = build(named("wrn16_1"), "--student", 10, channels=1)
+    assert input_channels(network) == 1
     assert network.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 10)
 
 
@@ -500,7 +506,7 @@ def small(seed, width=8, classes=4):
 
 
 FEW = {
-    "image_size": 8,
+    "img_size": 8,
     "mean": (0.5,) * 3,
     "std": (0.5,) * 3,
     "epochs": 3,
@@ -548,8 +554,8 @@ def test_the_library_takes_methods_scores_and_refuses_what_cannot_be(rng):
         datafree.distill(small(0), small(1), **FEW, save_dir="x")
     with pytest.raises(UserError, match="the student gives 5 classes, and the teacher 4"):
         datafree.distill(small(0), small(1, classes=5), **FEW)
-    with pytest.raises(UserError, match="multiple of 4"):
-        datafree.distill(small(0), small(1), **{**FEW, "image_size": 9})
+    with pytest.raises(UserError, match="8 or more"):
+        datafree.distill(small(0), small(1), **{**FEW, "img_size": 7})
 
 
 @pytest.mark.parametrize(
@@ -557,13 +563,14 @@ def test_the_library_takes_methods_scores_and_refuses_what_cannot_be(rng):
     [
         ({"method": "foo"}, "unknown method foo"),
         ({"kd_steps": 0}, "0 is not a whole number above 0"),
-        ({"amp": "x"}, "--amp"),
+        ({"amp": "x"}, "amp: unknown precision x"),
         ({"T": -1}, "-1 is not a number above 0"),
-        ({"compile": 2}, "--compile"),
+        ({"compile": 2}, "compile: 2 is neither True nor False"),
         ({"std": (0.5, 0.5, float("nan"))}, "give finite numbers"),
         ({"mean": ()}, "give one number a channel"),
-        ({"image_size": 30}, "multiple of 4"),
-        ({"reset_bn": 2}, "--reset_bn"),
+        ({"img_size": 7}, "8 or more"),
+        ({"img_size": 8.5}, "whole number"),
+        ({"reset_bn": 2}, "reset_bn: 2 is not one of 0, 1"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(given, message):
@@ -612,15 +619,16 @@ def test_networks_that_need_plain_memory_or_have_no_linear_layer():
 
 def test_a_student_is_rebuilt_from_its_checkpoint_alone(tmp_path):
     facts = DataFacts("none", ("a", "b"), 32, (0.5,), (0.5,), False)
-    student = networks.build("wrn16_1", "--student", 2, channels=1)
-    torch.save(facts.describe("wrn16_1", student), tmp_path / "student.pth")
+    student = build(named("wrn16_1"), "--student", 2, channels=1)
+    torch.save(describe(student, named("wrn16_1"), None, None, facts), tmp_path / "student.pth")
     rebuilt = datafree.load_student(tmp_path / "student.pth")
     images = torch.rand(3, 1, 32, 32)
     torch.testing.assert_close(rebuilt(images), student.eval()(images))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     for arch in (f"{tmp_path}/evil.py:f", f"{tmp_path}/evil.py/.:f", "timm:evil.py:f", "a:b:c"):
-        torch.save(facts.describe(arch, student), tmp_path / "student.pth")
-        with pytest.raises(UserError, match="not run unasked"):
+        made = describe(student, named("wrn16_1"), None, None, facts)
+        torch.save({**made, "arch": arch}, tmp_path / "student.pth")
+        with pytest.raises(UserError, match=r"not run unasked|does not say how to rebuild"):
             datafree.load_student(tmp_path / "student.pth")
     assert not (tmp_path / "ran").exists()
 

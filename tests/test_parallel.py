@@ -37,21 +37,22 @@ FLAGS = [
 RANK = """
 import os, sys
 sys.path.insert(0, {root!r})
-import torch, bsr_main
-from datafree.session import Session
+import torch
+from datafree.cli import bsr
 from datafree.distiller import Distiller
+from datafree.runs.distillation import Distillation
 run_epoch = Distiller.run_epoch
 def run_epoch_unless_stopped(self, epoch, *args):
     if str(epoch) == os.environ.get("STOP"):
         raise SystemExit(9)
     return run_epoch(self, epoch, *args)
 Distiller.run_epoch = run_epoch_unless_stopped
-distill = Session.distill
+run = Distillation.run
 def and_save(self):
-    distill(self)
-    torch.save(self.student.state_dict(), "student-rank" + os.environ["RANK"] + ".pth")
-Session.distill = and_save
-bsr_main.main()
+    run(self)
+    torch.save(self.session.student.state_dict(), "student-rank" + os.environ["RANK"] + ".pth")
+Distillation.run = and_save
+bsr.main()
 """
 
 
@@ -109,8 +110,9 @@ import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from datafree.methods import METHODS
-from datafree.parallel import Processes
-from test_methods import TINY, distiller, flags
+from datafree.torch_utils.processes import Processes
+from making import flags
+from test_methods import TINY, distiller
 processes = Processes.started_by_torchrun(torch.device("cpu"))
 for method in METHODS:
     for more in ((), ("--cr", "0")) if method == "cmi" else ((),):

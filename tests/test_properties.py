@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from making import samples
 
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.dlw import DynamicLossWeight
@@ -32,7 +33,7 @@ def test_alpha_grows_exactly_at_common_new_minima(history, window, warmup):
                 alpha += 0.1
         assert math.isclose(dlw.update(epoch), alpha)
         if epoch < len(history):
-            dlw.record(*history[epoch])
+            dlw.observe(*history[epoch])
 
 
 counts = st.integers(1, 1000).flatmap(
@@ -121,7 +122,7 @@ def test_iho_removes_what_a_plain_model_of_it_removes_over_arrivals_and_removals
             features = torch.tensor(random.integers(0, 3, (count, 3)), dtype=torch.float32)
         else:
             features = torch.ones(count, 3)
-        repository.add(torch.rand(count, 1, 2, 2), labels, features, torch.rand(count))
+        repository.add(samples(torch.rand(count, 1, 2, 2), labels, features))
         spread = operator.measure(repository.table())
         stored, kept = repository.features.double().numpy(), repository.labels
         expected = plain_removals(stored, kept.tolist(), classes, max(epochs))
@@ -146,7 +147,7 @@ def test_the_repository_is_a_list_from_which_samples_are_removed(classes, steps,
         number += arrivals
         images = values.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
         features = torch.rand(arrivals, 2, generator=rng)
-        repository.add(images, labels, features, values.float())
+        repository.add(samples(images, labels, features, values.float()))
         plain += list(zip(values.tolist(), labels.tolist(), features.tolist(), strict=True))
         gone = (torch.rand(len(plain), generator=rng) < share).nonzero().squeeze(1)
         repository.remove(gone)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_here, run_script
+from conftest import ROOT, run_here, run_script
 from PIL import Image
 from torch import nn
 
-import models
+from datafree import models
 
 TINY = [
     "--epochs",
@@ -185,8 +185,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
         "--save_dir",
         tmp_path / "out",
     ]
-    root = Path(models.__file__).parent.parent
-    stopped = run_script(str(stopper), root / "bsr_main.py", *flags, cwd=cwd, PYTHONPATH=str(root))
+    stopped = run_script(str(stopper), ROOT / "bsr_main.py", *flags, cwd=cwd, PYTHONPATH=str(ROOT))
     assert stopped.returncode == 9, stopped.stderr
     resumed = run_script("bsr_main.py", *flags, "--resume", cwd=cwd)
     assert resumed.returncode == 0, resumed.stderr

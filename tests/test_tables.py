@@ -15,7 +15,12 @@ from conftest import ROOT, run_here, run_script
 from scipy import stats
 from test_scripts import assert_refused, metrics, write_folder, write_teacher
 
-import bsr_main
+from datafree.cli import bsr
+from datafree.results.measures import BALANCE
+from datafree.results.published import Published
+from datafree.runs import progress
+from datafree.runs.read import read_run
+from datafree.settings import resolve
 
 ROWS = {"bsr": 12, "baselines": 40, "ablation": 39, "ohs": 28, "digits": 9}
 
@@ -32,9 +37,10 @@ def table_script(name, **environment):
 
 
 def parsed(line):
+    """The settings of a command, and the warnings about them."""
     command = shlex.split(line)
     script = next(i for i, word in enumerate(command) if word.endswith(".py"))
-    return bsr_main.build_parser().parse_args(command[script + 1 :])
+    return resolve(bsr.build_parser().given(command[script + 1 :]))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -45,40 +51,36 @@ def test_every_row_of_a_table_script_is_a_command_that_parses(name):
     assert len(set(lines)) == len(lines) == 2 * ROWS[name]
     folders = set()
     for line in lines:
-        args = parsed(line)
-        assert bsr_main.resolve(args) == []
-        assert (args.data_root, args.print_freq) == ("somewhere", 7)
-        assert args.seed in (3, 4)
-        folders.add(args.save_dir)
+        settings, warnings = parsed(line)
+        assert warnings == []
+        assert (settings.data_root, settings.print_freq) == ("somewhere", 7)
+        assert settings.seed in (3, 4)
+        folders.add(settings.save_dir)
     assert len(folders) == len(lines)
 
 
 def test_the_rows_of_the_ablation_have_the_published_settings():
     lines = table_script("ablation", DRY_RUN="1").stdout.splitlines()
-    settings = {parsed(line).save_dir.split("-")[-2]: parsed(line) for line in lines}
-    pairs = ("none", "iho", "blg", "dlw", "con_max")
-    for args in settings.values():
-        bsr_main.resolve(args)
+    settings = {parsed(line)[0].save_dir.split("-")[-2]: parsed(line)[0] for line in lines}
     shown = {
         name: (settings[name].g_steps, settings[name].dlw, settings[name].blg, settings[name].iho)
-        for name in pairs
+        for name in ("none", "iho", "blg", "dlw", "con_max")
     }
     assert shown["none"] == (2, False, False, False)
     assert shown["con_max"] == (10, True, True, True)
-    two = [parsed(line) for line in lines if "-blg-iho-seed" in line]
+    two = [parsed(line)[0] for line in lines if "-blg-iho-seed" in line]
     assert len(two) == 5
-    for args in two:
-        bsr_main.resolve(args)
-        assert (args.g_steps, args.dlw, args.blg, args.iho, args.adv) == (10, False, True, True, 1.33)
+    for s in two:
+        assert (s.g_steps, s.dlw, s.blg, s.iho, s.adv) == (10, False, True, True, 1.33)
 
 
 def test_the_sweep_takes_every_published_value_once():
-    points = [parsed(line) for line in table_script("ohs", DRY_RUN="1").stdout.splitlines()]
-    swept = json.loads((ROOT / "show_result/paper_results.json").read_text())
+    points = [parsed(line)[0] for line in table_script("ohs", DRY_RUN="1").stdout.splitlines()]
+    swept = json.loads((ROOT / "datafree/results/paper_results.json").read_text())
     swept = swept["hyperparameters_cifar10_resnet34_resnet18"]
     expected = {(size, 0.1) for size in swept["oh_memory_size (mz)"]["x"]}
     expected |= {(8, step) for kind in ("coarse", "fine") for step in swept[f"oh_step, {kind}"]["x"]}
-    assert sorted((args.oh_memory_size, args.oh_step) for args in points) == sorted(expected)
+    assert sorted((point.oh_memory_size, point.oh_step) for point in points) == sorted(expected)
 
 
 def test_a_smoke_run_executes_every_row_then_skips_continues_and_goes_on_past_failures(tmp_path):
@@ -181,6 +183,80 @@ def test_settings_that_differ_within_a_row_split_it(runs):
     out = table("runs", cwd=runs).stdout
     assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +95.10 +94.56", out)
     assert re.search(r"bsr \(oh_memory_size 8\) +0 1 2 +95.17", out)
+
+
+def rows_of(printed):
+    """Method, seeds and last accuracy of the rows of detail tables, as Markdown."""
+    lines = (line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|"))
+    return [tuple(cell.strip() for cell in line[:3]) for line in lines if len(line) > 5]
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 0)], ids=["different seeds", "the same seed"])
+def test_students_with_different_arguments_are_different_rows(seeds, tmp_path):
+    for seed, width, last in zip(seeds, (8, 12), (90.0, 91.0), strict=True):
+        write_run(
+            tmp_path / f"runs/{width}",
+            seed,
+            last,
+            pair=("resnet34", "net.py:Small"),
+            student_args=f"width={width}",
+        )
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert ("bsr (student_args width=8)", str(seeds[0]), "90.00") in rows
+    assert ("bsr (student_args width=12)", str(seeds[1]), "91.00") in rows
+    assert "±" not in str(rows)
+
+
+def test_teachers_with_different_arguments_are_different_rows_and_yardsticks(tmp_path):
+    for width, last, taught in ((8, 90.0, 95.0), (12, 91.0, 97.0)):
+        folder = tmp_path / f"runs/{width}"
+        write_run(folder, 0, last, pair=("net.py:Big", "resnet18"), teacher_args=f"width={width}")
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, "teacher_top1": taught}))
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert ("bsr (teacher_args width=8)", "0", "90.00") in rows
+    assert ("bsr (teacher_args width=12)", "0", "91.00") in rows
+    assert ("teacher", "", "97.00 / 95.00") in rows  # in the order of the rows
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "file"),
+    [
+        ("my-nets/net.py:Big", "resnet18", "cifar10_resnet18.json"),
+        ("my-nets/net.py:Big", "my-nets/net.py:Small", "cifar10_my_nets_net.py_Small.json"),
+        ("resnet34", "torchvision:mobilenet_v3_small", "cifar10_torchvision_mobilenet_v3_small.json"),
+    ],
+)
+def test_the_student_from_scratch_is_found_whatever_the_networks_are_called(teacher, student, file, tmp_path):
+    write_run(tmp_path / "runs/one", pair=(teacher, student))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / file).write_text(json.dumps({"test_top1": 93.21}))
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert ("student from scratch", "", "93.21") in rows
+
+
+def test_a_student_from_scratch_is_no_yardstick_for_students_with_different_arguments(tmp_path):
+    for width in (8, 12):
+        pair = ("resnet34", "net.py:Small")
+        write_run(tmp_path / f"runs/{width}", pair=pair, student_args=f"width={width}")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/cifar10_net.py_Small.json").write_text(json.dumps({"test_top1": 93.21}))
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert ("student from scratch", "", "-") in rows
+
+
+def test_a_star_marks_what_was_published_with_other_settings(tmp_path):
+    settings, _ = resolve({"method": "bsr"})
+    published = {name: getattr(settings, name) for name in ("epochs", "lr", "T", "batch_size")}
+    texts = []
+    for number, differing in enumerate(({}, {"adv": 1.0}, {"epochs": 100}, {"feature_layer": "fc"})):
+        write_run(tmp_path / str(number), **{**published, **differing})
+        texts.append(Published().text(read_run(tmp_path / str(number))))
+    assert texts == ["94.80", "94.80", "94.80*", "94.80*"]
+
+
+def test_balance_is_shown_by_the_names_that_runs_write():
+    assert tuple(BALANCE) == progress.BALANCE
 
 
 def test_tables_for_spreadsheets_and_for_latex(runs):

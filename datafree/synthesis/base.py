@@ -6,17 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datafree.bn_statistics import BNStatistics
-from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import Autocast, at_least_single
+from datafree.data.augment import Augment
+from datafree.data.pixels import to_uint8
+from datafree.models.generator import Generator
+from datafree.networks.bn_statistics import BNStatistics
+from datafree.networks.penultimate import PenultimateFeatures
+from datafree.samples import Samples
+from datafree.torch_utils.precision import Autocast, at_least_single
+from datafree.torch_utils.processes import ALONE, Processes
 
 ADAM_BETAS = (0.5, 0.999)  # of every method that trains a generator
-AugmentFunction = Callable[[Tensor, torch.Generator], Tensor]
 OnStep = Callable[[str, Tensor], None]  # phase and loss (a scalar on the device) of a step just done
 
 
@@ -26,37 +30,77 @@ def ignore_step(_phase: str, _loss: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """One batch of B samples, everything detached."""
+    """What one synthesis has made, everything detached."""
 
-    images: Tensor  # (B, 3, H, W) in [0, 1], before augmentation
-    labels: Tensor  # (B,) int64: the teacher's argmax on a freshly augmented view
-    features: Tensor  # (B, D): the teacher's penultimate features at the step that made the images
-    margins: Tensor  # (B,): the teacher's top probability minus its second on the fresh view
+    samples: Samples  # B of them
+    images: Tensor  # (B, C, H, W) in [0, 1]: those of the samples, before they were rounded to 8 bits
     losses: dict[str, float]  # total, oh, bn, adv and the method's own, of the step with the lowest total
     steps: dict[str, list[float]]  # the same terms at every step
+
+
+@dataclass
+class Context:
+    """What a synthesizer works with.
+
+    Args:
+        teacher: frozen, in eval mode.
+        student: what adversarial terms compare with; its mode and gradients are left as they were.
+        augment: maps images in [0, 1] and a generator to what the networks see; differentiable.
+        image_shape: (C, H, W).
+        rng: source of everything random, on the device of the networks.
+        processes: among which batches are divided.
+        autocast: makes the context in which the networks run forwards.
+        features: of the teacher; found by the order of its modules where they are not given.
+    """
+
+    teacher: nn.Module
+    student: nn.Module
+    augment: Augment
+    image_shape: tuple[int, int, int]
+    rng: torch.Generator
+    processes: Processes = ALONE
+    autocast: Autocast = nullcontext
+    features: PenultimateFeatures | None = None
+
+    def small_generator(self, nz: int) -> Generator:
+        """Fast-Meta's generator, initialised by torch's global random state."""
+        channels, _, img_size = self.image_shape
+        generator = Generator(nz, 64, img_size, channels).to(self.rng.device)
+        return generator.to(memory_format=torch.channels_last)
 
 
 class Synthesizer(ABC):
     """Makes batches of images that the teacher takes for given classes.
 
-    Whatever is random is drawn from a generator of its own; state that lasts from call to call is in
-    `state_dict`. `calls` counts the calls of `synthesize`.
+    A method's class is made with a `Context` and the settings. Whatever is random is drawn from the
+    context's generator; state that lasts from call to call is in `state_dict`. `calls` counts the calls of
+    `synthesize`. The base takes care of what all share: looking at the teacher, and labelling what is made.
+
+    Args:
+        context: see `Context`.
+        bn_mmt: momentum of the batch's BatchNorm statistics, see `BNStatistics`.
     """
 
     calls: int = 0
 
+    def __init__(self, context: Context, bn_mmt: float = 0.0):
+        self.teacher, self.student, self.augment = context.teacher, context.student, context.augment
+        self.rng, self.processes, self.autocast = context.rng, context.processes, context.autocast
+        self.statistics = BNStatistics(context.teacher, bn_mmt)
+        self.features = context.features or PenultimateFeatures(context.teacher)
+
     @abstractmethod
-    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
+    def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """One batch for the labels asked for.
 
         Args:
             targets: (B,) int64 labels.
-            oh_weight: weight of the pseudo-supervised loss (alpha).
+            alpha: weight of the pseudo-supervised loss.
             on_step: called after every optimisation step with the phase, "synthesis", and the loss.
         """
 
     def sample(self, count: int) -> Tensor:
-        """`count` images (count, 3, H, W) in [0, 1] that cost no optimisation, of methods whose student
+        """`count` images (count, C, H, W) in [0, 1] that cost no optimisation, of methods whose student
         learns from fresh ones.
 
         Raises:
@@ -64,42 +108,13 @@ class Synthesizer(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} makes its samples only by synthesize()")
 
-    @abstractmethod
-    def state_dict(self) -> dict: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next call depends on."""
+        return {"calls": self.calls}
 
-    @abstractmethod
-    def load_state_dict(self, state: dict) -> None: ...
-
-
-class GuidedSynthesizer(Synthesizer):
-    """A synthesizer that a teacher guides, with the means of looking at it.
-
-    Args:
-        teacher: frozen, in eval mode.
-        student: what adversarial terms compare with; its mode and gradients are left as they were.
-        augment: maps images in [0, 1] and `rng` to what the networks see; differentiable.
-        rng: source of everything random, on the device of the networks.
-        processes: among which batches are divided.
-        autocast: makes the context in which the networks run forwards.
-        features: of the teacher; found by the order of its modules where they are not given.
-        bn_momentum: of the statistics, see `BNStatistics`.
-    """
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        augment: AugmentFunction,
-        rng: torch.Generator,
-        processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None,
-        bn_momentum: float = 0.0,
-    ):
-        self.teacher, self.student, self.augment, self.rng = teacher, student, augment, rng
-        self.processes, self.autocast = processes, autocast
-        self.statistics = BNStatistics(teacher, bn_momentum)
-        self.features = features or PenultimateFeatures(teacher)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the place of the synthesizer that gave `state`."""
+        self.calls = int(state["calls"])
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.rng, device=self.rng.device)
@@ -125,7 +140,8 @@ class GuidedSynthesizer(Synthesizer):
         top = at_least_single(logits).softmax(1).topk(2)
         losses, steps = trace.losses()
         margins = top.values[:, 0] - top.values[:, 1]
-        return Synthesis(images, top.indices[:, 0], features, margins, losses, steps)
+        samples = Samples(to_uint8(images), top.indices[:, 0], features, margins)
+        return Synthesis(samples, images, losses, steps)
 
 
 class Trace:
@@ -140,15 +156,15 @@ class Trace:
 
     def add(self, total: Tensor, terms: dict[str, Tensor], *made: Tensor) -> None:
         """Take note of a step: the loss, its terms (scalars, unweighted), and what may be kept of it."""
-        total, made = total.detach(), [tensor.detach() for tensor in made]
+        total, here = total.detach(), [tensor.detach() for tensor in made]
         self._names = ("total", *terms)
         self._rows.append(torch.stack([total, *(term.detach() for term in terms.values())]))
         if self._lowest is None:
-            self._lowest, self.best = total, made
+            self._lowest, self.best = total, here
             return
         better = total < self._lowest
         self._lowest = torch.where(better, total, self._lowest)
-        self.best = [torch.where(better, new, old) for new, old in zip(made, self.best, strict=True)]
+        self.best = [torch.where(better, new, old) for new, old in zip(here, self.best, strict=True)]
 
     def losses(self) -> tuple[dict[str, float], dict[str, list[float]]]:
         """The terms of the best step, and those of all steps."""
@@ -160,7 +176,8 @@ class Trace:
 
 def weighted(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     """The sum of the terms times their weights; terms of no weight cost no backward pass."""
-    return sum(weight * terms[name] for name, weight in weights.items() if weight)
+    parts = [weight * terms[name] for name, weight in weights.items() if weight]
+    return sum(parts[1:], parts[0])
 
 
 @contextmanager
@@ -176,6 +193,17 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, flag in zip(network.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
+
+
+def generator_optimizer(generator: nn.Module, z: Tensor, lr_g: float, lr_z: float) -> torch.optim.Adam:
+    """Optimises a generator together with the latent codes z (B, nz)."""
+    codes: dict[str, Any] = {"params": [z], "lr": lr_z}
+    return torch.optim.Adam([{"params": list(generator.parameters())}, codes], lr=lr_g, betas=ADAM_BETAS)
+
+
+def gradients(network: nn.Module) -> list[Tensor]:
+    """Those of the parameters, after a backward pass."""
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
 @torch.no_grad()

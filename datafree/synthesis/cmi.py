@@ -3,31 +3,34 @@ and from those made before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.augment import Augment
-from datafree.checkpoint import load_optimizer
-from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import Autocast, at_least_single
+from datafree.data.augment import Augment
+from datafree.methods import METHODS
+from datafree.models.generator import Generator
+from datafree.settings import Settings
 from datafree.synthesis.base import (
-    ADAM_BETAS,
-    GuidedSynthesizer,
+    Context,
     OnStep,
     Synthesis,
+    Synthesizer,
     Trace,
     draw_weights,
     frozen,
+    generator_optimizer,
+    gradients,
     ignore_step,
     weighted,
 )
+from datafree.torch_utils.precision import at_least_single
+from datafree.torch_utils.state import load_optimizer
 
 BANK_SIZE = 40_960  # samples whose views are remembered
 NEGATIVES = 4_096  # of them at a step
@@ -35,20 +38,7 @@ HEAD_DIM = 256
 LOCAL_SCALE = (0.25, 1.0)  # share of the area that a local view shows
 
 
-@dataclass(frozen=True)
-class CMISettings:
-    """The flags of the same names."""
-
-    steps: int  # --g_steps
-    lr_g: float
-    lr_z: float
-    bn: float
-    adv: float
-    cr: float
-    temperature: float  # --cr_T
-
-
-class CMISynthesizer(GuidedSynthesizer):
+class CMISynthesizer(Synthesizer):
     """Each call draws the generator anew and optimises it together with latent codes. The loss is
 
         bn * L_bn + oh * L_oh + adv * L_adv + cr * L_cr
@@ -64,32 +54,22 @@ class CMISynthesizer(GuidedSynthesizer):
     every checkpoint: up to 40,960 rows, 220 MB for wrn40_2; `--save_every` makes these fewer.
 
     Args:
-        teacher, student, augment, rng, processes, autocast, features: see
-            `GuidedSynthesizer`; `augment` makes
-            the global views.
-        generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
-        settings: weights, learning rates, steps.
+        context: see `Context`; its `augment` makes the global views.
+        settings: `g_steps lr_g lr_z adv bn cr cr_T`.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        generator: nn.Module,
-        augment: Augment,
-        settings: CMISettings,
-        rng: torch.Generator,
-        processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None,
-    ):
-        super().__init__(teacher, student, augment, rng, processes, autocast, features)
-        self.generator, self.settings = generator, settings
+    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+        super().__init__(context)
+        self.generator = generator or context.small_generator(METHODS[settings.method].nz)
+        self.settings = settings
+        teacher, augment, processes, device = self.teacher, self.augment, self.processes, self.rng.device
         self.local_augment = Augment(augment.normalize, augment.flip, LOCAL_SCALE)
         self.description = ViewDescription(teacher)
-        device = rng.device
         with torch.no_grad(), self.description.capture():
-            teacher(augment.normalize(generator.eval()(torch.zeros(1, generator.nz, device=device))))
+            teacher(
+                augment.normalize(self.generator.eval()(torch.zeros(1, self.generator.nz, device=device)))
+            )
         dim = self.description.value().shape[1]
         self.head = nn.Sequential(
             nn.Linear(dim, HEAD_DIM), nn.ReLU(inplace=True), nn.Linear(HEAD_DIM, HEAD_DIM)
@@ -98,30 +78,26 @@ class CMISynthesizer(GuidedSynthesizer):
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), settings.lr_g)
         self.bank = torch.empty((0, dim), dtype=torch.float16, device=device)  # global views, oldest first
 
-    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
+    def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         s = self.settings
         self.calls += 1
         draw_weights(self.generator.train(), self.rng)
         z = self._noise(len(targets), self.generator.nz).requires_grad_()
-        optimizer = torch.optim.Adam(
-            [{"params": list(self.generator.parameters())}, {"params": [z], "lr": s.lr_z}],
-            lr=s.lr_g,
-            betas=ADAM_BETAS,
-        )
+        optimizer = generator_optimizer(self.generator, z, s.lr_g, s.lr_z)
         trace = Trace()
         with frozen(self.student):
-            for _ in range(s.steps):
+            for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(self.generator(z))
-                total, terms, views = self._loss(images, targets, oh_weight)
+                total, terms, views = self._loss(images, targets, alpha)
                 trace.add(total, terms, images, self.features.value, views)
                 optimizer.zero_grad()
                 self.head_optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
                 if s.cr:
-                    self.processes.average([parameter.grad for parameter in self.head.parameters()])
+                    self.processes.average(gradients(self.head))
                     self.head_optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
@@ -130,7 +106,7 @@ class CMISynthesizer(GuidedSynthesizer):
         return self._finished(trace)
 
     def _loss(
-        self, images: Tensor, targets: Tensor, oh_weight: float
+        self, images: Tensor, targets: Tensor, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Total loss; its terms, unweighted; the descriptions of the global views."""
         s = self.settings
@@ -151,7 +127,7 @@ class CMISynthesizer(GuidedSynthesizer):
             "adv": loss_adv,
             "cr": self._contrast(local_views, global_views),
         }
-        weights = {"oh": oh_weight, "bn": s.bn, "adv": s.adv, "cr": s.cr}
+        weights = {"oh": alpha, "bn": s.bn, "adv": s.adv, "cr": s.cr}
         return weighted(terms, weights), terms, global_views
 
     def _contrast(self, local_views: Tensor, global_views: Tensor) -> Tensor:
@@ -161,9 +137,9 @@ class CMISynthesizer(GuidedSynthesizer):
         views = torch.cat([local_views, global_views, self.bank[drawn].to(local_views)])
         projected = F.normalize(self.head(views), dim=1)
         anchors, candidates = projected.split([len(local_views), len(global_views) + count])
-        return losses.info_nce(anchors, candidates, self.settings.temperature)
+        return losses.info_nce(anchors, candidates, self.settings.cr_T)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "head": self.head.state_dict(),
             "head_optimizer": self.head_optimizer.state_dict(),
@@ -171,7 +147,7 @@ class CMISynthesizer(GuidedSynthesizer):
             "calls": self.calls,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         load_optimizer(self.head_optimizer, state["head_optimizer"])
         if state["bank"].shape[1:] != self.bank.shape[1:]:
@@ -186,19 +162,20 @@ class ViewDescription:
 
     def __init__(self, network: nn.Module):
         blocks = [getattr(network, f"layer{number}", None) for number in range(1, 5)]
-        self._outputs = all(blocks)
-        self._layers = blocks
+        self._layers: list[nn.Module] = [block for block in blocks if block is not None]
+        self._outputs = len(self._layers) == len(blocks)
         if not self._outputs:
             self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         if not self._layers:
-            self._layers = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
+            linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+            self._layers = list(linear[-1:])
         self._means: dict[int, Tensor] = {}
 
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Describe the forward pass of the network inside the block."""
 
-        def hook(index: int):
+        def hook(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 seen = at_least_single(output if self._outputs else inputs[0])
                 self._means[index] = seen.flatten(2).mean(2) if seen.dim() > 2 else seen

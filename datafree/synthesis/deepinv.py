@@ -3,20 +3,23 @@ optimised."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.augment import Augment
-from datafree.bn_statistics import BNStatistics
-from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import Autocast
-from datafree.synthesis.base import GuidedSynthesizer, OnStep, Synthesis, Trace, frozen, ignore_step, weighted
+from datafree.networks.bn_statistics import BNStatistics
+from datafree.settings import Settings
+from datafree.synthesis.base import (
+    Context,
+    OnStep,
+    Synthesis,
+    Synthesizer,
+    Trace,
+    frozen,
+    ignore_step,
+    weighted,
+)
 
 ADAM_BETAS = (0.5, 0.99)
 STUDENT_SHARE = 0.001  # of the student's distance to its own statistics, which is to stay large
@@ -24,19 +27,7 @@ JS_TEMPERATURE = 3.0
 JITTER = 1 / 8  # of the image's side: the farthest that a batch is shifted
 
 
-@dataclass(frozen=True)
-class DeepInversionSettings:
-    """The flags of the same names."""
-
-    steps: int  # --g_steps
-    lr_g: float
-    bn: float
-    adv: float
-    tv: float
-    l2: float
-
-
-class DeepInversionSynthesizer(GuidedSynthesizer):
+class DeepInversionSynthesizer(Synthesizer):
     """Each call optimises a batch of pixels, from noise, in the teacher's normalised units. The loss, seen
     on the batch shifted and mirrored at random as a whole, is
 
@@ -47,33 +38,20 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
     the priors' weights are the paper's for CIFAR-10 (section 4.1), where the paper takes other norms.
 
     Args:
-        teacher, student, augment, rng, processes, autocast, features: see
-            `GuidedSynthesizer`; `augment` makes
-            the view by which finished images are labelled.
-        image_shape: (C, H, W).
-        settings: weights, learning rate, steps.
+        context: see `Context`; its `augment` makes the view by which finished images are labelled.
+        settings: `g_steps lr_g adv bn tv l2`.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        image_shape: tuple[int, int, int],
-        augment: Augment,
-        settings: DeepInversionSettings,
-        rng: torch.Generator,
-        processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None,
-    ):
-        super().__init__(teacher, student, augment, rng, processes, autocast, features)
+    def __init__(self, context: Context, settings: Settings):
+        super().__init__(context)
+        augment, image_shape = context.augment, context.image_shape
         self.image_shape, self.settings, self.flip = image_shape, settings, augment.flip
         self.normalize = augment.normalize
-        self.student_statistics = BNStatistics(student)
+        self.student_statistics = BNStatistics(self.student)
         black, white = torch.zeros(1, image_shape[0], 1, 1), torch.ones(1, image_shape[0], 1, 1)
-        self.low, self.high = (self.normalize(image.to(rng.device)) for image in (black, white))
+        self.low, self.high = (self.normalize(image.to(self.rng.device)) for image in (black, white))
 
-    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
+    def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         s = self.settings
         self.calls += 1
@@ -81,8 +59,8 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
         optimizer = torch.optim.Adam([pixels], s.lr_g, betas=ADAM_BETAS)
         trace = Trace()
         with frozen(self.student):
-            for _ in range(s.steps):
-                total, terms = self._loss(self._jitter(pixels), targets, oh_weight)
+            for _ in range(s.g_steps):
+                total, terms = self._loss(self._jitter(pixels), targets, alpha)
                 trace.add(total, terms, self._to_images(pixels.detach()), self.features.value)
                 optimizer.zero_grad()
                 total.backward()
@@ -94,7 +72,7 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
         self.student_statistics.update_averages()
         return self._finished(trace)
 
-    def _loss(self, inputs: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of normalised images; its terms, unweighted."""
         s = self.settings
         logits, loss_bn = self._ask_teacher(inputs)
@@ -107,7 +85,7 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
             "tv": losses.total_variation(inputs),
             "l2": losses.l2_norm(inputs),
         }
-        weights = {"oh": oh_weight, "bn": s.bn, "adv": s.adv, "tv": s.tv, "l2": s.l2}
+        weights = {"oh": alpha, "bn": s.bn, "adv": s.adv, "tv": s.tv, "l2": s.l2}
         return weighted(terms, weights), terms
 
     def _jitter(self, pixels: Tensor) -> Tensor:
@@ -126,9 +104,3 @@ class DeepInversionSynthesizer(GuidedSynthesizer):
     def _to_images(self, pixels: Tensor) -> Tensor:
         """Normalised pixels as images in [0, 1]."""
         return ((pixels - self.low) / (self.high - self.low)).clamp(0, 1)
-
-    def state_dict(self) -> dict:
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.calls = int(state["calls"])

@@ -4,81 +4,59 @@ call, so that a few steps make a batch. BSR synthesises with it. Its `fast` form
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.checkpoint import load_optimizer
-from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import Autocast, at_least_single
+from datafree.methods import METHODS
+from datafree.models.generator import Generator
+from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
-    AugmentFunction,
-    GuidedSynthesizer,
+    Context,
     OnStep,
     Synthesis,
+    Synthesizer,
     Trace,
     frozen,
+    generator_optimizer,
+    gradients,
     ignore_step,
+    weighted,
 )
+from datafree.torch_utils.precision import at_least_single
+from datafree.torch_utils.state import load_optimizer
 
 RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
 REPTILE_SCALE = 67
 
 
-@dataclass(frozen=True)
-class FastMetaSettings:
-    """The flags of the same names."""
-
-    steps: int  # --g_steps
-    lr_g: float
-    lr_z: float
-    bn: float
-    adv: float
-    warmup: int  # the adversarial term is on from this call on, counted from 1
-    bn_momentum: float = 0.0  # --bn_mmt
-    reset_l0: bool = False
-    reset_bn: bool = False
-    maml: bool = True  # FOMAML, or else Reptile
-    meta: bool = True  # False: `fast`, in which the generator itself is optimised
-
-
-class FastMetaSynthesizer(GuidedSynthesizer):
+class FastMetaSynthesizer(Synthesizer):
     """Each call optimises a clone of the generator together with fresh latent codes, keeps the images
     of the best step, and moves the generator itself by the clone's gradients (FOMAML) or towards the
-    clone (Reptile). Without `meta` there is no clone: what the steps of a call do to the generator stays.
+    clone (Reptile). BSR's adversarial term is on from call number `warmup` on, counted from 1.
 
     Args:
-        teacher, student, augment, rng, processes, autocast, features: see `GuidedSynthesizer`.
-        generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
-        settings: weights, learning rates, steps.
+        context: see `Context`.
+        settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml`, and `warmup`.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        generator: nn.Module,
-        augment: AugmentFunction,
-        settings: FastMetaSettings,
-        rng: torch.Generator,
-        processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None,
-    ):
-        super().__init__(teacher, student, augment, rng, processes, autocast, features, settings.bn_momentum)
-        self.generator, self.settings = generator, settings
+    clones = True  # whether a call optimises a clone, or else the generator itself
+
+    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+        super().__init__(context, settings.bn_mmt)
+        self.generator = generator or context.small_generator(METHODS[settings.method].nz)
+        self.settings = settings
         self.meta_optimizer = torch.optim.Adam(
-            generator.parameters(), lr=settings.lr_g * settings.steps, betas=ADAM_BETAS
+            self.generator.parameters(), lr=settings.lr_g * settings.g_steps, betas=ADAM_BETAS
         )
 
     def synthesize(
-        self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step, z: Tensor | None = None
+        self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step, z: Tensor | None = None
     ) -> Synthesis:
         """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`."""
         s = self.settings
@@ -88,39 +66,35 @@ class FastMetaSynthesizer(GuidedSynthesizer):
         if z is None:
             z = self._noise(len(targets), self.generator.nz)
         z = z.clone().requires_grad_()
-        working = copy.deepcopy(self.generator) if s.meta else self.generator
+        working = copy.deepcopy(self.generator) if self.clones else self.generator
         working.train()
-        optimizer = torch.optim.Adam(
-            [{"params": list(working.parameters())}, {"params": [z], "lr": s.lr_z}],
-            lr=s.lr_g,
-            betas=ADAM_BETAS,
-        )
+        optimizer = generator_optimizer(working, z, s.lr_g, s.lr_z)
         self.meta_optimizer.zero_grad()
         trace = Trace()
         with frozen(self.student):
-            for _ in range(s.steps):
+            for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(working(z))
-                total, terms = self._loss(images, targets, oh_weight)
+                total, terms = self._loss(images, targets, alpha)
                 trace.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
-                if not s.meta:
-                    self.processes.average([parameter.grad for parameter in working.parameters()])
-                elif s.maml:
+                if not self.clones:
+                    self.processes.average(gradients(working))
+                elif s.is_maml:
                     _add_gradients(self.generator, working)
                 optimizer.step()
                 on_step("synthesis", total.detach())
-        if s.meta:
-            if not s.maml:
+        if self.clones:
+            if not s.is_maml:
                 _reptile_gradients(self.generator, working)
-            self.processes.average([parameter.grad for parameter in self.generator.parameters()])
+            self.processes.average(gradients(self.generator))
             self.meta_optimizer.step()
         self.statistics.update_averages(self.processes)
         return self._finished(trace)
 
-    def _loss(self, images: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss; its terms oh, bn and adv, unweighted."""
+    def _loss(self, images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss; its terms, unweighted."""
         s = self.settings
         augmented = self.augment(images, self.rng)
         teacher_logits, loss_bn = self._ask_teacher(augmented)
@@ -128,15 +102,15 @@ class FastMetaSynthesizer(GuidedSynthesizer):
         loss_adv = torch.zeros_like(loss_oh)
         if s.adv > 0 and self.calls >= s.warmup:
             loss_adv = losses.adversarial(self._ask_student(augmented), teacher_logits)
-        total = s.bn * loss_bn + oh_weight * loss_oh + s.adv * loss_adv
-        return total, {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
+        terms = {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
+        return weighted(terms, {"bn": s.bn, "oh": alpha, "adv": s.adv}), terms
 
     @torch.no_grad()
     def _reset_generator(self) -> None:
         if self.settings.reset_l0:
             for layer in (self.generator.l1[0], self.generator.conv_blocks[0]):
-                layer.weight.normal_(0, 0.02, generator=self.rng)
-                layer.bias.zero_()
+                for name, value in layer.named_parameters():
+                    value.zero_() if name == "bias" else value.normal_(0, 0.02, generator=self.rng)
         if self.settings.reset_bn:
             for layer in self.generator.modules():
                 if isinstance(layer, nn.BatchNorm2d):
@@ -144,7 +118,7 @@ class FastMetaSynthesizer(GuidedSynthesizer):
                     layer.bias.zero_()
         self.processes.follow_first(list(self.generator.parameters()))
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict(),
@@ -152,19 +126,22 @@ class FastMetaSynthesizer(GuidedSynthesizer):
             "calls": self.calls,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.meta_optimizer, state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
         self.calls = int(state["calls"])
 
 
+class FastSynthesizer(FastMetaSynthesizer):
+    """Without a clone and a meta step: what the steps of a call do to the generator stays."""
+
+    clones = False
+
+
 def _add_gradients(target: nn.Module, source: nn.Module) -> None:
-    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
-        if mine.grad is None:
-            mine.grad = theirs.grad.clone()
-        else:
-            mine.grad += theirs.grad
+    for mine, gradient in zip(target.parameters(), gradients(source), strict=True):
+        mine.grad = gradient.clone() if mine.grad is None else mine.grad.add_(gradient)
 
 
 @torch.no_grad()

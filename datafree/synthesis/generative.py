@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import losses
-from datafree.augment import Augment
-from datafree.checkpoint import load_optimizer
-from datafree.parallel import ALONE, Processes
-from datafree.penultimate import PenultimateFeatures
-from datafree.precision import Autocast, at_least_single
+from datafree.data.augment import OnlyNormalize
+from datafree.methods import METHODS
+from datafree.models.generator import Generator
+from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
-    GuidedSynthesizer,
+    Context,
     OnStep,
     Synthesis,
+    Synthesizer,
     Trace,
     frozen,
+    gradients,
     ignore_step,
     weighted,
 )
+from datafree.torch_utils.precision import at_least_single
+from datafree.torch_utils.state import load_optimizer
 
 
-@dataclass(frozen=True)
-class GenerativeSettings:
-    """The flags of the same names."""
-
-    steps: int  # --g_steps
-    lr_g: float
-    adv: float
-    bn: float
-    act: float
-    balance: float
-    divergence: str = "kl"  # what is widened between teacher and student, see `losses.divergence`
-    use_targets: bool = False  # cross entropy against the labels asked for (BLG), not the teacher's own
-
-
-class GenerativeSynthesizer(GuidedSynthesizer):
+class GenerativeSynthesizer(Synthesizer):
     """One generator, trained for a few steps a call on fresh latent codes; the student learns from fresh
     samples of it. The loss is
 
@@ -64,65 +53,51 @@ class GenerativeSynthesizer(GuidedSynthesizer):
     some later implementations put it in eval mode then. No image is augmented.
 
     Args:
-        teacher, student, augment, rng, processes, autocast, features: see
-            `GuidedSynthesizer`; of `augment` only the
-            normalisation is used.
-        generator: maps latent codes (B, nz) to images (B, 3, H, W) in [0, 1].
-        settings: weights, learning rate, steps.
+        context: see `Context`; of its `augment` only the normalisation is used.
+        settings: `g_steps lr_g adv bn act balance`. With `blg`, L_oh is against the labels asked for.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        student: nn.Module,
-        generator: nn.Module,
-        augment: Augment,
-        settings: GenerativeSettings,
-        rng: torch.Generator,
-        processes: Processes = ALONE,
-        autocast: Autocast = nullcontext,
-        features: PenultimateFeatures | None = None,
-    ):
-        plain = augment.normalize
-        super().__init__(
-            teacher, student, lambda images, _rng: plain(images), rng, processes, autocast, features
-        )
-        self.generator, self.settings = generator, settings
-        self.optimizer = torch.optim.Adam(generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
+    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+        super().__init__(replace(context, augment=OnlyNormalize(context.augment.normalize)))
+        method = METHODS[settings.method]
+        self.generator = generator or context.small_generator(method.nz)
+        self.settings, self.divergence = settings, method.divergence
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
 
-    def synthesize(self, targets: Tensor, oh_weight: float, on_step: OnStep = ignore_step) -> Synthesis:
+    def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         self.calls += 1
         trace = Trace()
         with frozen(self.student):
-            for _ in range(self.settings.steps):
+            for _ in range(self.settings.g_steps):
                 images = self._generate(len(targets))
-                total, terms = self._loss(images, targets, oh_weight)
+                total, terms = self._loss(images, targets, alpha)
                 trace.add(total, terms, images, self.features.value)
                 self.optimizer.zero_grad()
                 total.backward()
-                self.processes.average([parameter.grad for parameter in self.generator.parameters()])
+                self.processes.average(gradients(self.generator))
                 self.optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
         return self._finished(trace)
 
-    def _loss(self, images: Tensor, targets: Tensor, oh_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss; its terms, unweighted."""
         s = self.settings
         inputs = self.augment(images, self.rng)
         logits, loss_bn = self._ask_teacher(inputs)
         loss_adv = torch.zeros_like(loss_bn)
         if s.adv > 0:
-            loss_adv = -losses.divergence(s.divergence, self._ask_student(inputs), logits)
+            loss_adv = -losses.divergence(self.divergence, self._ask_student(inputs), logits)
         terms = {
-            "oh": F.cross_entropy(logits, targets if s.use_targets else logits.argmax(1)),
+            "oh": F.cross_entropy(logits, targets if s.blg else logits.argmax(1)),
             "bn": loss_bn,
             "adv": loss_adv,
             "act": losses.activation(self.features.value),
             "balance": losses.class_balance(logits),
         }
-        weights = {"oh": oh_weight, "bn": s.bn, "adv": s.adv, "act": s.act, "balance": s.balance}
+        weights = {"oh": alpha, "bn": s.bn, "adv": s.adv, "act": s.act, "balance": s.balance}
         return weighted(terms, weights), terms
 
     def _generate(self, count: int) -> Tensor:
@@ -134,14 +109,14 @@ class GenerativeSynthesizer(GuidedSynthesizer):
         """See `Synthesizer.sample`."""
         return self._generate(count)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "calls": self.calls,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.calls = int(state["calls"])

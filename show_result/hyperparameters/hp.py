@@ -9,107 +9,113 @@ CSV: {panel}.csv as published, {panel}_runs.csv of the runs given (value, mean, 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.flags import Parser, run
-from datafree.runs import Run, differing, find_runs
+from datafree.results.published import SWEEPS, SWEPT_DATASET, SWEPT_PAIR, Published, Sweep
+from datafree.runs.read import Run, differing, find_runs
 
 FOLDER = Path(__file__).resolve().parent
-PANELS = {  # file name: name in paper_results.json, flag swept, flag held, its value
-    "oh_memory_size": ("oh_memory_size (mz)", "oh_memory_size", "oh_step", 0.1),
-    "oh_step_coarse": ("oh_step, coarse", "oh_step", "oh_memory_size", 8),
-    "oh_step_fine": ("oh_step, fine", "oh_step", "oh_memory_size", 8),
-}
-PUBLISHED_ON = ("cifar10", "resnet34-resnet18")
 
 
-def build_parser() -> Parser:
-    parser = Parser("Accuracy against oh_memory_size and oh_step, published and of your runs.")
+class Point(NamedTuple):
+    """The runs at one value of the setting that is varied."""
+
+    value: float
+    mean: float  # of the last epoch's accuracy, in percent
+    deviation: float  # over seeds; 0 of one seed
+    seeds: int
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("Accuracy against oh_memory_size and oh_step, published and of your runs.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run folder, or a folder of some")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder for the figure and the CSV files")
     return parser
 
 
-def swept(runs: list[Run], flag: str, held: str, value: float) -> list[tuple[float, float, float, int]]:
-    """Value of the flag, mean of the last epoch's accuracy, its standard deviation over seeds, and how many,
-    of the runs of whole BSR in which the other flag is as given.
+def points_of(runs: Sequence[Run], sweep: Sweep) -> list[Point]:
+    """A point for each value of the setting that a sweep varies, from the runs of whole BSR in which the
+    other setting has the value that the sweep holds.
 
     Raises:
         UserError: these runs differ in something else, or two are the same.
     """
-    chosen = [one for one in runs if one.variant == "bsr" and one.config.get(held) == value]
-    others = [name for name in differing(chosen) if name != flag]
+    chosen = [one for one in runs if one.variant == "bsr" and one.setting(sweep.held) == sweep.value]
+    others = [name for name in differing(chosen) if name != sweep.varied]
     if others:
-        raise UserError(f"the runs differ in {', '.join(others)} too: give those that differ in {flag} alone")
+        names = ", ".join(others)
+        raise UserError(f"the runs differ in {names} too: give those that differ in {sweep.varied} alone")
     found: dict[float, dict[int, float]] = defaultdict(dict)
     for one in chosen:
-        of_seed = found[float(one.config[flag])]
+        value = one.setting(sweep.varied)
+        of_seed = found[float(value)]
         if one.seed in of_seed:
-            raise UserError(f"two runs have {flag} {one.config[flag]} and seed {one.seed}: leave one out")
+            raise UserError(f"two runs have {sweep.varied} {value} and seed {one.seed}: leave one out")
         of_seed[one.seed] = one.summary["last_top1"]
-    sweep = [(x, list(of_seed.values())) for x, of_seed in sorted(found.items())]
-    return [(x, mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for x, v in sweep]
+    values = {value: list(of_seed.values()) for value, of_seed in sorted(found.items())}
+    return [Point(x, mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for x, v in values.items()]
 
 
-def main() -> None:
+def run() -> None:
     args = build_parser().parse_args()
     runs = find_runs(args.runs)[0] if args.runs else []
     places = {(one.dataset, one.pair) for one in runs}
     if len(places) > 1:
-        named = ", ".join(f"{pair} on {dataset}" for dataset, pair in sorted(places))
+        named = ", ".join(sorted(f"{pair} on {dataset}" for dataset, pair in places))
         raise UserError(f"the runs are of several pairs ({named}): give those of one")
-    overlays = {name: swept(runs, *settings) for name, (_, *settings) in PANELS.items()}
+    overlays = {name: points_of(runs, sweep) for name, sweep in SWEEPS.items()}
     if runs and not any(overlays.values()):
         raise UserError("none of the runs is of whole BSR with oh_step 0.1 or oh_memory_size 8")
-    results = json.loads((FOLDER.parent / "paper_results.json").read_text(encoding="utf-8"))
-    published = results["hyperparameters_cifar10_resnet34_resnet18"]
+    published = Published()
 
     # Only now, so that --help and mistakes in flags answer at once.
     import matplotlib.pyplot as plt
+    from matplotlib.artist import Artist
 
-    from show_result import style
+    from datafree.results import style
 
     style.use()
     args.output.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.1))
-    handles: list[plt.Artist] = []
-    for axis, (name, (title, flag, held, value)) in zip(axes, PANELS.items(), strict=True):
-        x, accuracy = published[title]["x"], published[title]["accuracy"]
-        write_csv(args.output / f"{name}.csv", "value,accuracy", zip(x, accuracy, strict=True))
-        look = {"color": style.COLORS[0], "markersize": 4, "label": "published, best epoch"}
-        lines = axis.plot(x, accuracy, "o-", **look)
-        axis.set(title=f"{title}  ({held} {value:g})", xlabel=flag, ylabel="test accuracy, %")
+    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(10.5, 3.1))
+    handles: list[Artist] = []
+    for axis, (name, sweep) in zip(axes, SWEEPS.items(), strict=True):
+        values, accuracies = published.sweep(name)
+        write_csv(args.output / f"{name}.csv", "value,accuracy", zip(values, accuracies, strict=True))
+        lines: list[Artist] = axis.plot(
+            values, accuracies, "o-", color=style.COLORS[0], markersize=4, label="published, best epoch"
+        )
+        title = f"{sweep.title}  ({sweep.held} {sweep.value:g})"
+        axis.set(title=title, xlabel=sweep.varied, ylabel="test accuracy, %")
         fine = "fine" in name
-        overlay = [point for point in overlays[name] if not fine or x[0] <= point[0] <= x[-1]]
+        overlay = [point for point in overlays[name] if not fine or values[0] <= point.value <= values[-1]]
         (args.output / f"{name}_runs.csv").unlink(missing_ok=True)  # of an earlier call
         if overlay:
             write_csv(args.output / f"{name}_runs.csv", "value,mean,std,seeds", overlay)
-            same = places == {PUBLISHED_ON}
-            target = axis if same else axis.twinx()
             dataset, pair = next(iter(places))
-            label = f"these runs, last epoch ({max(point[3] for point in overlay)} seeds)"
-            values, means, deviations, _ = zip(*overlay, strict=True)
+            as_published = (dataset, str(pair)) == (SWEPT_DATASET, SWEPT_PAIR)
+            target = axis if as_published else axis.twinx()
             bars = target.errorbar(
-                values,
-                means,
-                deviations,
+                [point.value for point in overlay],
+                [point.mean for point in overlay],
+                [point.deviation for point in overlay],
                 fmt="s--",
                 color=style.COLORS[6],
                 markersize=4,
                 capsize=2,
-                label=label,
+                label=f"these runs, last epoch ({max(point.seeds for point in overlay)} seeds)",
             )
             lines.append(bars)
-            if not same:
+            if not as_published:
                 target.spines["right"].set_visible(True)
-                target.set_ylabel(f"{pair.replace('-', ' to ')}, {dataset}, %", color=style.COLORS[6])
+                target.set_ylabel(f"{pair.words}, {dataset}, %", color=style.COLORS[6])
         handles = lines if len(lines) > len(handles) else handles
     figure.tight_layout()
     figure.legend(handles=handles, ncol=2, loc="upper center", bbox_to_anchor=(0.5, 0.02))
@@ -117,10 +123,14 @@ def main() -> None:
         print(file)
 
 
-def write_csv(path: Path, header: str, rows: object) -> None:
+def write_csv(path: Path, header: str, rows: Iterable[Iterable[float]]) -> None:
     lines = [header, *(",".join(f"{value:.10g}" for value in row) for row in rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def main() -> None:
+    cli.run(run)
+
+
 if __name__ == "__main__":
-    run(main, "hp.py")
+    main()

@@ -1,0 +1,134 @@
+"""Command lines made from settings, and errors of one line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from datafree.errors import Stopped, UserError, did_you_mean
+from datafree.kinds import Kind, Setting, settings_of
+
+
+class Parser(argparse.ArgumentParser):
+    """Dashes and underscores in the names of flags are the same; errors are one line with exit status 2."""
+
+    def __init__(self, description: str, epilog: str | None = None):
+        self._spellings: dict[str, str] = {}
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        return self._known(super().add_argument(*names, **options))
+
+    def add_settings(self, owner: type) -> None:
+        """Add a flag for each setting of a dataclass, in its groups. What is parsed holds the settings that
+        were given, and no others."""
+        groups: dict[str, Any] = {}
+        for setting in settings_of(owner):
+            if setting.group not in groups:
+                groups[setting.group] = self.add_argument_group(setting.group)
+            self._known(
+                groups[setting.group].add_argument(
+                    *setting.flags,
+                    dest=setting.name,
+                    default=argparse.SUPPRESS,
+                    help=_help(setting),
+                    **_value(setting.traits.kind),
+                )
+            )
+
+    def _known(self, action: argparse.Action) -> argparse.Action:
+        self._spellings |= {_canonical(name): name for name in action.option_strings if name[:2] == "--"}
+        return action
+
+    def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
+        """The settings that the command line gives, by name."""
+        return vars(self.parse_args(words))
+
+    def parse_args(  # type: ignore[override]  # argparse's overloads say the same in three parts
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            name, equals, value = word.partition("=")
+            words.append(self._spellings.get(_canonical(name), name) + equals + value)
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            hint = did_you_mean(_canonical(unknown[0]), self._spellings)
+            self.error(f"unknown argument {unknown[0]}{hint or '; see --help'}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _canonical(word: str) -> str:
+    return "--" + word[2:].replace("-", "_") if word[:2] == "--" else word
+
+
+def _help(setting: Setting) -> str:
+    default = f" (default: {setting.default_text})" if setting.default_text else ""
+    return (setting.traits.help + default).replace("%", "%%")
+
+
+def _value(kind: Kind) -> dict[str, Any]:
+    """How argparse reads values of a kind."""
+    if kind.switch == "on":
+        return {"action": "store_true"}
+    if kind.switch == "on or off":
+        return {"action": argparse.BooleanOptionalAction}
+    options: dict[str, Any] = {"type": argument(kind), "metavar": kind.metavar}
+    if kind.values:
+        options["metavar"] = "{" + ",".join(map(str, kind.values)) + "}"
+    if kind.alone is not None:
+        options |= {"nargs": "?", "const": kind.alone}
+    return options
+
+
+def argument(kind: Kind) -> Callable[[str], Any]:
+    """A kind as the `type` of an argument."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a command's function. A UserError becomes one line on stderr and exit status 2."""
+    prog = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except UserError as error:
+        sys.stdout.flush()
+        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        sys.stdout.flush()
+        print(f"{prog}: {' '.join(str(stopped).split())}", file=sys.stderr)
+        sys.exit(stopped.status)
+    except BrokenPipeError:  # the reader of our output went away: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        print(f"{prog}: error: {error}: free space, or choose another place", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print(f"{prog}: error: out of memory: lower --batch_size or --img_size", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,67 @@
+"""The command `bsr-table` (`scripts/table.py`): tables of finished runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from datafree.cli import parser as cli
+from datafree.errors import UserError
+from datafree.kinds import choice
+from datafree.results.published import Published
+from datafree.results.tables import RENDER, as_csv, collect, compare, make_tables
+from datafree.runs.read import find_runs
+
+FORMATS = (*RENDER, "csv")
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser("Tables of finished runs, with seeds, spread and the published figures.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of some")
+    parser.add_argument(
+        "--format",
+        type=cli.argument(choice("format", FORMATS)),
+        default="text",
+        help=f"one of {', '.join(FORMATS)}",
+    )
+    parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("METHOD", "OTHER"),
+        help="mean difference of two rows over the seeds they share",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path("checkpoints/pretrained"),
+        help="where train_scratch.py left the accuracy of students from scratch",
+    )
+    return parser
+
+
+def run() -> None:
+    args = build_parser().parse_args()
+    if args.compare and args.format == "csv":
+        raise UserError("--compare is a sentence, which has no place in a CSV file: use another --format")
+    runs, unfinished = find_runs(args.runs)
+    for path in unfinished:
+        print(f"not finished, left out: {path}", file=sys.stderr)
+    if not runs:
+        raise UserError("no run is finished yet")
+    rows, published = collect(runs), Published()
+    if args.format == "csv":
+        text = as_csv(rows, published)
+    else:
+        tables = make_tables(rows, published, args.checkpoints)
+        text = "\n".join(map(RENDER[args.format], tables))
+    if args.compare:
+        text += "\n" + compare(rows, *args.compare)
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+def main() -> None:
+    cli.run(run)

@@ -1,0 +1,134 @@
+"""Augmentation and normalisation of whole batches on their device, differentiable, each image with its
+own crop and flip."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SMALL = 32  # pixels a side, up to which images are padded and cropped back
+PADDING = 4  # pixels around a small image, before it is cropped back
+SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps
+ASPECT = (3 / 4, 4 / 3)
+
+
+class Normalize:
+    """`(images - mean) / std` per channel, for images (N, C, H, W) in [0, 1]."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        # float64, so that a float64 computation is exact; uploaded once a device.
+        self._mean = torch.tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
+
+    @property
+    def channels(self) -> int:
+        return self._mean.numel()
+
+    def __call__(self, images: Tensor, inplace: bool = False) -> Tensor:
+        if self._mean.device != images.device:
+            self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        mean, std = self._mean.to(images.dtype), self._std.to(images.dtype)
+        return (images.sub_(mean) if inplace else images.sub(mean)).div_(std)
+
+
+class Augment:
+    """Random crop, horizontal flip and normalisation of images (N, C, H, W) in [0, 1].
+
+    Images of up to 32 pixels are padded with four black pixels and cropped back; larger ones get a
+    random resized crop of 75 to 100 % of their area. Gradients flow to the images.
+
+    Args:
+        normalize: applied last.
+        flip: whether to flip half of the images; not where a flip changes the class (digits).
+        scale: crop and resize images of any size, to shares of their area in this range.
+    """
+
+    def __init__(self, normalize: Normalize, flip: bool, scale: tuple[float, float] | None = None):
+        self.normalize = normalize
+        self.flip = flip
+        self.scale = scale
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, C, H, W) as given, or float32 in channels-last layout for stored images, which are uint8."""
+        if images.dtype == torch.uint8:
+            return self._stored(images, generator)
+        return self.normalize(self.warp(images, generator))
+
+    def _stored(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The same of uint8 images, without gradients: whole-pixel crops are taken in 8 bits."""
+        if not self._shifts(images):
+            return self(images.float().div_(255), generator)
+        n, channels, height, width = images.shape
+        shift_y, shift_x = self._pixel_shifts(n, generator)
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device).expand(n, -1)
+        if self.flip:
+            flipped = torch.rand(n, generator=generator, device=images.device) < 0.5
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        rows, columns = rows + (PADDING + shift_y)[:, None], columns + (PADDING + shift_x)[:, None]
+        pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
+        pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
+        padded = F.pad(images, (PADDING,) * 4)
+        cropped = padded.flatten(2).gather(2, pixels).view(images.shape)
+        cropped = cropped.to(torch.float32, memory_format=torch.channels_last)
+        return self.normalize(cropped.div_(255), inplace=True)
+
+    def _shifts(self, images: Tensor) -> bool:
+        """Whether images (N, C, H, W) are padded and cropped rather than resized."""
+        return self.scale is None and max(images.shape[2:]) <= SMALL
+
+    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop and flip without normalising; (N, C, H, W) as given."""
+        n, height, width = len(images), images.shape[2], images.shape[3]
+        small = self._shifts(images)
+        if small:
+            pixels = self._pixel_shifts(n, generator)
+            shift_y, shift_x = pixels[0] * (2 / height), pixels[1] * (2 / width)  # images span -1 .. 1
+            scale_y = scale_x = torch.ones(n, device=images.device)
+        else:
+            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, generator, self.scale or SCALE)
+        if self.flip:
+            sign = torch.rand(n, generator=generator, device=images.device) < 0.5
+            scale_x = torch.where(sign, -scale_x, scale_x)
+        zero = torch.zeros_like(shift_x)
+        theta = torch.stack([scale_x, zero, shift_x, zero, scale_y, shift_y], 1).view(n, 2, 3)
+        grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
+        # Whole-pixel shifts: the nearest pixel is the pixel itself, so that nothing is interpolated.
+        mode = "nearest" if small else "bilinear"
+        return F.grid_sample(images, grid, mode, padding_mode="zeros", align_corners=False)
+
+    @staticmethod
+    def _pixel_shifts(n: int, generator: torch.Generator) -> Tensor:
+        """By how many pixels images are shifted down and to the right, int64 (2, n)."""
+        return torch.randint(-PADDING, PADDING + 1, (2, n), generator=generator, device=generator.device)
+
+    @staticmethod
+    def _resized_crop(
+        n: int, generator: torch.Generator, scale: tuple[float, float] = SCALE
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Scale and shift of rows and of columns: area uniform in `scale`, aspect log-uniform in ASPECT,
+        a side that would leave the image cut to its edge."""
+        u = torch.rand(4, n, generator=generator, device=generator.device)
+        area = scale[0] + (scale[1] - scale[0]) * u[0]
+        low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+        root = (0.5 * (low + (high - low) * u[1])).exp()
+        scale_x = (area.sqrt() * root).clamp(max=1)
+        scale_y = (area.sqrt() / root).clamp(max=1)
+        return (scale_y, (2 * u[2] - 1) * (1 - scale_y)), (scale_x, (2 * u[3] - 1) * (1 - scale_x))
+
+
+class OnlyNormalize(Augment):
+    """No crop and no flip."""
+
+    def __init__(self, normalize: Normalize):
+        super().__init__(normalize, flip=False)
+
+    def _shifts(self, images: Tensor) -> bool:
+        return False
+
+    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The images as given."""
+        return images

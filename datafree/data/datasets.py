@@ -1,0 +1,65 @@
+"""Facts about the datasets, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+NORMALIZATIONS: dict[str, MeanStd] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "digits": ((0.312, 0.312, 0.312), (0.356, 0.356, 0.356)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is known of a dataset before an image is read.
+
+    Args:
+        num_classes, img_size: None where the images themselves tell.
+        normalization: a key of `NORMALIZATIONS`.
+        reader: the function that reads a split, `module:function` below `datafree.data`; see
+            `load.load_split`. Empty for folders of images.
+        flip: whether a mirrored image is still of its class.
+        files, url: what to put where, for the error message when it is not there.
+    """
+
+    num_classes: int | None
+    img_size: int | None
+    normalization: str
+    reader: str = ""
+    flip: bool = True
+    files: str = ""
+    url: str = ""
+
+
+_TORCHVISION = "torchvision_sets:read"
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
+SPECS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(10, 32, "digits", "digits:read", flip=False),
+    "cifar10": DatasetSpec(
+        10, 32, "cifar10", _TORCHVISION, files="cifar-10-batches-py/", url=f"{_CIFAR}/cifar-10-python.tar.gz"
+    ),
+    "cifar100": DatasetSpec(
+        100, 32, "cifar100", _TORCHVISION, files="cifar-100-python/", url=f"{_CIFAR}/cifar-100-python.tar.gz"
+    ),
+    "svhn": DatasetSpec(
+        10,
+        32,
+        "svhn",
+        _TORCHVISION,
+        flip=False,
+        files="train_32x32.mat and test_32x32.mat",
+        url="http://ufldl.stanford.edu/housenumbers/",
+    ),
+    "imagenette2": DatasetSpec(10, 224, "imagenet", url="https://github.com/fastai/imagenette"),
+    "imagenet100": DatasetSpec(
+        100, 224, "imagenet", url="https://www.kaggle.com/datasets/ambityga/imagenet100"
+    ),
+    "folder": DatasetSpec(None, None, "imagenet"),
+}

@@ -1,0 +1,16 @@
+"""Images as they are stored, 8 bits a channel, and as networks take them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as 8 bits a channel: 255 times the value, truncated."""
+    return (images * 255).to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255

@@ -1,0 +1,120 @@
+"""How well a student does: its accuracy on labelled images, or its agreement with the teacher on synthetic
+samples that it was not trained on, which is not accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datafree.data.pixels import to_float
+from datafree.samples import Samples
+
+BATCH = 128  # images scored at a time
+EVERY = 8  # one of so many samples is held out
+MOST = 2_000  # samples held out; the oldest go first
+MOST_BYTES = 64 * 10**6  # of the samples held out: every checkpoint has them
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent; `correct` is the number of images whose top class is right."""
+
+    top1: float
+    top5: float
+    loss: float  # mean cross entropy
+    correct: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.top1:.2f} % ({self.correct:,} of {self.count:,} right)"
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    normalize: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Evaluation:
+    """Top-1 and top-5 accuracy of a network in eval mode; its mode is restored.
+
+    Args:
+        network: on the device.
+        batches: uint8 images (N, C, H, W) and labels (N,).
+        normalize: maps images in [0, 1] to what the network sees.
+        device: where the network is.
+    """
+    training = network.training
+    network.eval()
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    for images, labels in batches:
+        labels = labels.to(device, non_blocking=True)
+        inputs = normalize(to_float(images.to(device, non_blocking=True)))
+        logits = network(inputs.contiguous(memory_format=torch.channels_last)).float()
+        top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        seen = torch.full_like(loss, len(labels))
+        totals += torch.stack([top[:, 0].sum(), top.sum(), loss.double(), seen])
+    network.train(training)
+    correct, correct5, loss_sum, total = totals.tolist()
+    count = max(1.0, total)
+    return Evaluation(
+        100 * correct / count, 100 * correct5 / count, loss_sum / count, int(correct), int(total)
+    )
+
+
+class HeldOut:
+    """Samples kept from training, uint8 (N, C, H, W), by which a student is judged where there are no real
+    images.
+
+    Args:
+        image_shape: (C, H, W).
+        teacher: in eval mode; its class is the right one.
+        normalize: maps images in [0, 1] to what the networks see.
+        device: where the networks are.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        teacher: nn.Module,
+        normalize: Callable[[Tensor], Tensor],
+        device: torch.device,
+    ):
+        self.images = torch.empty((0, *image_shape), dtype=torch.uint8)
+        self.most = min(MOST, MOST_BYTES // math.prod(image_shape))
+        self.seen = 0
+        self.teacher, self.normalize, self.device = teacher, normalize, device
+
+    def take(self, samples: Samples) -> Samples:
+        """Keep every eighth sample, counted over all batches; returns the others."""
+        held = (torch.arange(len(samples), device=samples.labels.device) + self.seen) % EVERY == EVERY - 1
+        self.seen += len(samples)
+        self.images = torch.cat([self.images, samples.images[held].cpu()])[-self.most :]
+        return samples[~held]
+
+    def evaluate(self, student: nn.Module) -> Evaluation:
+        """Agreement of the student with the teacher: accuracy against the teacher's class. Zeros while
+        nothing is held out."""
+        return evaluate(student, self._labelled(), self.normalize, self.device)
+
+    def _labelled(self) -> Iterable[tuple[Tensor, Tensor]]:
+        for images in self.images.split(BATCH):
+            inputs = self.normalize(to_float(images.to(self.device)))
+            yield images, self.teacher(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
+
+    def state_dict(self) -> dict:
+        return {"images": self.images, "seen": self.seen}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises:
+        ValueError: the images are of another shape.
+        """
+        if state["images"].shape[1:] != self.images.shape[1:] or state["images"].dtype != torch.uint8:
+            raise ValueError("the samples held out are of another shape")
+        self.images, self.seen = state["images"], int(state.get("seen", 0))

@@ -1,0 +1,132 @@
+"""The teacher's BatchNorm statistics: what is left in a trained network of its training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree.torch_utils.processes import ALONE, Processes
+
+
+class _Moments(torch.autograd.Function):
+    """A layer's input (N, C, H, W) as it is, and its mean and biased variance by channel, (C,), at least in
+    single precision.
+
+    What autograd would do in some ten passes over memory is done in six: the gradient of both moments with
+    respect to the input is, by channel, a constant plus a multiple of the input, and is added to the one
+    that comes from the layers above.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        mean = wide.mean((0, 2, 3))
+        variance = (wide - mean[:, None, None]).square_().mean((0, 2, 3))
+        ctx.save_for_backward(inputs, mean)
+        return inputs.view_as(inputs), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, from_above: Tensor, from_mean: Tensor, from_variance: Tensor) -> Tensor:
+        inputs, mean = ctx.saved_tensors
+        share = mean.numel() / inputs.numel()  # of an entry in its channel's mean
+        slope = 2 * share * from_variance
+        constant = share * from_mean - slope * mean
+        gradient = torch.addcmul(constant[:, None, None], inputs, slope[:, None, None])
+        return gradient.to(from_above.dtype).add_(from_above)
+
+
+class BNStatistics:
+    """Distance between the statistics of a batch and those stored in a network's BatchNorm2d layers
+    (DeepInversion, Yin et al., CVPR 2020, equation 4; momentum: Fast-Meta, Fang et al., AAAI 2022).
+
+    The batch is measured only inside `capture()`, so that the network costs nothing extra elsewhere.
+
+    Args:
+        network: in eval mode whenever it is measured.
+        momentum: m in [0, 1). With m > 0, from the second call of `update_averages` on the batch's mean
+            and variance are mixed as `(1 - m) * value + m * average` before they are compared.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float = 0.0):
+        self.layers = [
+            layer
+            for layer in network.modules()
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+        ]
+        self.momentum = momentum
+        self._batch: dict[int, tuple[Tensor, Tensor]] = {}
+        self._average: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Measure the forward passes of the network inside the block."""
+        handles = [
+            layer.register_forward_pre_hook(self._measure(index)) for index, layer in enumerate(self.layers)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _measure(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            images, mean, variance = _Moments.apply(inputs[0])
+            self._batch[index] = mean, variance
+            return (images,)
+
+        return hook
+
+    def distance(self) -> Tensor:
+        """Sum over the layers of `||running_var - var||_2 + ||running_mean - mean||_2` of the last
+        forward pass captured; a scalar with a gradient."""
+        m = self.momentum
+        terms = []
+        for index, layer in enumerate(self.layers):
+            mean, variance = self._batch[index]
+            if index in self._average:
+                mean_average, variance_average = self._average[index]
+                mean = (1 - m) * mean + m * mean_average
+                variance = (1 - m) * variance + m * variance_average
+            assert layer.running_var is not None
+            assert layer.running_mean is not None
+            terms.append(torch.linalg.vector_norm(layer.running_var - variance))
+            terms.append(torch.linalg.vector_norm(layer.running_mean - mean))
+        if not terms:
+            return torch.zeros(())
+        return torch.stack(terms).sum()
+
+    def update_averages(self, processes: Processes = ALONE) -> None:
+        """Take the last batch captured (of several processes, the mean of their statistics) into the
+        running averages (the first one as it is), and let go of it and its graph. To be called at the end
+        of a synthesis."""
+        m = self.momentum
+        if m > 0:
+            processes.average([value.detach() for pair in self._batch.values() for value in pair])
+            for index, (mean, variance) in self._batch.items():
+                mean, variance = mean.detach(), variance.detach()
+                if index in self._average:
+                    mean_average, variance_average = self._average[index]
+                    mean = m * mean_average + (1 - m) * mean
+                    variance = m * variance_average + (1 - m) * variance
+                self._average[index] = mean, variance
+        self._batch = {}
+
+    def state_dict(self) -> dict:
+        return {"average": self._average}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises:
+        ValueError: the averages are not those of this network's layers.
+        """
+        for index, pair in state["average"].items():
+            if [value.shape for value in pair] != [self.layers[index].running_mean.shape] * 2:
+                raise ValueError(f"the average of BatchNorm layer {index} is not of its shape")
+        self._average = {
+            index: tuple(value.to(self.layers[index].running_mean) for value in pair)
+            for index, pair in state["average"].items()
+        }

@@ -1,0 +1,162 @@
+"""The teacher of a command: from its name and its checkpoint to a frozen network, and what it tells of its
+images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.facts import DataFacts, data_facts, normalization, recorded_facts, require_img_size
+from datafree.errors import UserError
+from datafree.networks.build import build
+from datafree.networks.examine import NetworkFacts, examine, first_convolution, own_settings, probe_input
+from datafree.networks.names import NetworkName, parse_arguments
+from datafree.settings import Settings
+from datafree.torch_utils import checkpoint
+
+PRETRAINED = Path("checkpoints/pretrained")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher, ready to be asked."""
+
+    network: nn.Module  # frozen, in eval mode, on the device
+    file: Path | None  # its checkpoint
+    data: DataFacts  # of the images that it takes
+    found: NetworkFacts
+    warnings: tuple[str, ...]  # what was assumed
+
+
+def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
+    """The teacher that the settings name.
+
+    Raises:
+        UserError: it cannot be had, does not take such images, or knows other classes than the data have.
+    """
+    s = settings
+    file, content = read_teacher(s.dataset, s.teacher, s.teacher_ckpt)
+    recorded, warnings = recorded_facts(content), []
+    if file is None:
+        warnings.append(f"no --teacher_ckpt: {s.teacher} keeps the weights it is made with")
+    arguments = parse_arguments(s.teacher_args, "--teacher_args")
+    known = None
+    if s.dataset != "none":
+        known = data_facts(s, "test", recorded)
+    classes = known.num_classes if known else None
+    network = load_teacher(s.teacher, classes, file, content, device, s.channels, arguments)
+    if known:
+        channels, _ = probe_input(network, s.channels, known.img_size, device)
+        data = known.for_channels(channels)
+    else:
+        data, assumed = facts_without_data(settings, network, device, recorded)
+        warnings += assumed
+    found = examine(network, f"--teacher {s.teacher}", data.channels, data.img_size, device, s.feature_layer)
+    if known and found.num_classes != data.num_classes:
+        raise UserError(other_classes("teacher", s.teacher, found.num_classes, data.num_classes))
+    return Teacher(network, file, data.with_classes(found.num_classes), found, tuple(warnings))
+
+
+def other_classes(flag: str, name: NetworkName, found: int, wanted: int) -> str:
+    """What to say of a network with another number of classes."""
+    return f"--{flag} {name} gives {found} classes, not {wanted}: set its number of outputs to {wanted}"
+
+
+def read_teacher(dataset: str, name: NetworkName, path: str | None) -> tuple[Path | None, Any]:
+    """Where the teacher's checkpoint lies, and its content: at `path`, by default where
+    `train_scratch.py` puts it. A network of a file, or of a library, may have its weights without one.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if path is None and name.kind != "own":
+        return None, None
+    file = Path(path) if path else PRETRAINED / f"{dataset}_{name.stem}.pth"
+    if path is None and not file.is_file():
+        raise UserError(
+            f"no teacher at {file}: name one with --teacher_ckpt, or train it with "
+            f"`python train_scratch.py --model {name} --dataset {dataset}`"
+        )
+    return file, checkpoint.read(file)
+
+
+def load_teacher(
+    name: NetworkName,
+    num_classes: int | None,
+    file: Path | None,
+    content: Any,
+    device: torch.device,
+    channels: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """The teacher, frozen and in eval mode, on the device.
+
+    Args:
+        name: see `build`.
+        num_classes: None where the checkpoint, or the network itself, is to tell.
+        file, content: its checkpoint; None for a network that has its weights already.
+        channels: of its images; None where the checkpoint, or the network itself, is to tell.
+        arguments: for networks that are not this project's.
+
+    Raises:
+        UserError: the network cannot be made, or the checkpoint is of another one.
+    """
+    state = None if file is None else checkpoint.state_dict_of(content, file)
+    if state:
+        num_classes = num_classes or _classes_in(content, state)
+    with torch.random.fork_rng(devices=[]):  # its random start must not move others
+        torch.manual_seed(0)  # and be the same in every process, where no checkpoint replaces it
+        teacher = build(name, "--teacher", num_classes, channels, arguments, fresh=bool(state))
+        layer, convolution = first_convolution(teacher)
+        saved = state.get(f"{layer}.weight") if state else None
+        own = convolution.in_channels if convolution else None
+        takes = saved.shape[1] if saved is not None and saved.dim() == 4 else own
+        if channels is None and own is not None and takes != own:  # the checkpoint is of other images
+            teacher = build(name, "--teacher", num_classes, takes, arguments)
+    if state and file:
+        of = "" if num_classes is None else f" with {num_classes} classes"
+        checkpoint.load_network(teacher, state, file, f"{name}{of}")
+    return teacher.to(device).eval().requires_grad_(False)
+
+
+def _classes_in(content: Any, state: Mapping[str, torch.Tensor]) -> int | None:
+    """How many classes a checkpoint is of: what it records, else the rows of its last matrix."""
+    if isinstance(content, Mapping) and isinstance(content.get("classes"), list):
+        return len(content["classes"])
+    matrices = [value for value in state.values() if value.dim() == 2]
+    return len(matrices[-1]) if matrices else None
+
+
+def facts_without_data(
+    settings: Settings, teacher: nn.Module, device: torch.device, recorded: Mapping[str, Any]
+) -> tuple[DataFacts, list[str]]:
+    """What `--dataset none` knows, all but the classes: from the flags, else what the teacher's checkpoint
+    records, else what the teacher itself says, or takes when it is tried. With warnings of what was assumed.
+
+    Raises:
+        UserError: the image size is nowhere to be found.
+    """
+    s, warnings = settings, []
+    own = {**own_settings(teacher), **recorded}
+    img_size = s.img_size or own.get("img_size")
+    channels, found = probe_input(teacher, s.channels, img_size, device)
+    if img_size is None:
+        if found is None:
+            raise UserError("the teacher does not say how large its images are: give --img_size")
+        img_size = found
+        warnings.append(f"no --img_size: {found} is the only size of those tried that the teacher takes")
+    img_size = require_img_size(img_size)
+    has_mean, has_std = s.mean or own.get("mean"), s.std or s.mean in NORMALIZATIONS or own.get("std")
+    if not has_mean or not has_std:
+        warnings.append("no --mean and --std: the teacher's input is taken to be normalised to -1 .. 1")
+    half = (0.5,) * channels
+    mean, std = normalization(s, own.get("mean") or half, own.get("std") or half)
+    flip = own.get("flip", True) if s.flip is None else s.flip
+    facts = DataFacts("none", (), img_size, mean, std, flip)
+    return facts.for_channels(channels), warnings

@@ -1,0 +1,278 @@
+"""Tables of finished runs: means and deviations over seeds, beside the published figures. Imports nothing
+heavy."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from datafree.errors import UserError, did_you_mean
+from datafree.networks.names import NetworkName, Pair
+from datafree.results.measures import BALANCE
+from datafree.results.published import Published, number
+from datafree.runs.read import Run, labels
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one pair of networks; `runs` differ in their seeds alone."""
+
+    dataset: str
+    pair: Pair
+    label: str
+    runs: list[Run]
+
+    def values(self, name: str) -> list[float]:
+        """A final figure, of each run that has it. Balance is a property of stored samples: runs that store
+        none have no such figures."""
+        found = [run.summary.get(name) for run in self.runs if run.stores or name not in BALANCE]
+        return [value for value in found if value is not None]
+
+
+class Table(NamedTuple):
+    """A table as text; every line has a cell for each heading."""
+
+    caption: str
+    headings: list[str]
+    lines: list[list[str]]
+
+
+# The yardsticks of a pair by name, each as it was measured and as it was published.
+Yardsticks = dict[str, tuple[str, str]]
+
+
+def collect(runs: Sequence[Run]) -> list[Row]:
+    """Rows sorted by dataset and pair; those of one pair in the order in which their runs were given.
+
+    Raises:
+        UserError: two runs are of the same row and seed.
+    """
+    rows: dict[tuple[str, Pair, str], list[Run]] = defaultdict(list)
+    for label, members in labels(runs).items():
+        for run in members:
+            rows[run.dataset, run.pair, label].append(run)
+    for (_, _, label), members in rows.items():
+        seeds = [run.seed for run in members]
+        if len(set(seeds)) < len(seeds):
+            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+            both = " and ".join(str(run.path) for run in members if run.seed == twice)
+            raise UserError(f"{both} are the same run, {label} with seed {twice}: leave one out")
+    places = {run.path: place for place, run in enumerate(runs)}
+
+    def order(row: Row) -> tuple[str, str, int]:
+        return row.dataset, str(row.pair), min(places[run.path] for run in row.runs)
+
+    return sorted((Row(*key, members) for key, members in rows.items()), key=order)
+
+
+def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) -> Iterator[Table]:
+    """For each dataset: a table of methods by pairs, if there are several pairs; then for each pair a table
+    of all measures.
+
+    Args:
+        rows: from `collect`.
+        published: the figures of the papers.
+        checkpoints: folder in which `train_scratch.py` left the accuracy of students.
+    """
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        by_pair: dict[Pair, list[Row]] = defaultdict(list)
+        for row in rows:
+            if row.dataset == dataset:
+                by_pair[row.pair].append(row)
+        yardsticks = {
+            pair: yardsticks_of(members, published, checkpoints) for pair, members in by_pair.items()
+        }
+        if len(by_pair) > 1:
+            yield overview(dataset, by_pair, yardsticks, published)
+        for pair, members in by_pair.items():
+            yield details(members, yardsticks[pair], published)
+
+
+def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
+    """What the rows of one pair are compared with: their teacher, and the student trained on real images.
+
+    Teachers with different `teacher_args` are different networks: each has its own figure. The file of the
+    student from scratch does not say which `student_args` it is of, so that rows with different ones are
+    compared with none.
+    """
+    dataset, pair = rows[0].dataset, rows[0].pair
+    teachers: dict[Any, set[float]] = defaultdict(set)
+    for row in rows:
+        teachers[row.runs[0].setting("teacher_args")].update(row.values("teacher_top1"))
+    measured = " / ".join(spread(sorted(figures)) for figures in teachers.values() if figures)
+    students = {row.runs[0].setting("student_args") for row in rows}
+    scratch = from_scratch(checkpoints, dataset, pair.student) if len(students) == 1 else None
+    return {
+        "teacher": (measured or "-", number(published.of("teacher", dataset, pair))),
+        "student from scratch": (
+            number(scratch),
+            number(published.of("student_from_scratch", dataset, pair)),
+        ),
+    }
+
+
+def from_scratch(folder: Path, dataset: str, student: NetworkName) -> float | None:
+    """Accuracy of the student trained on real images, from the file that `train_scratch.py` left; None if
+    there is no such file."""
+    file = folder / f"{dataset}_{student.stem}.json"
+    try:
+        return float(json.loads(file.read_text(encoding="utf-8"))["test_top1"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def overview(
+    dataset: str, by_pair: dict[Pair, list[Row]], yardsticks: dict[Pair, Yardsticks], published: Published
+) -> Table:
+    """A line for each method, a column for each pair."""
+
+    def cell(measured: str, figure: str) -> str:
+        return measured if figure == "-" else f"{measured} [{figure}]"
+
+    lines = [
+        [name, *(cell(*yardsticks[pair][name]) for pair in by_pair)]
+        for name in next(iter(yardsticks.values()))
+    ]
+    for label in dict.fromkeys(row.label for rows in by_pair.values() for row in rows):
+        cells = []
+        for rows in by_pair.values():
+            row = next((row for row in rows if row.label == label), None)
+            text = cell(spread(row.values("last_top1")), published.text(row.runs[0])) if row else "-"
+            cells.append(text)
+        lines.append([label, *cells])
+    caption = f"{dataset}: test accuracy in % after the last epoch [published: best epoch; * other settings]"
+    return Table(caption, ["method", *map(str, by_pair)], lines)
+
+
+def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -> Table:
+    """A line for each method on one pair, a column for each measure."""
+    balance = [measure.heading for measure in BALANCE.values()]
+    headings = ["method", "seeds", "last", "best", "published", *balance, "minutes"]
+    blank = [""] * (len(headings) - 5)
+    lines = [[name, "", measured, "", figure, *blank] for name, (measured, figure) in yardsticks.items()]
+    for row in rows:
+        minutes = [seconds / 60 for seconds in row.values("seconds")]
+        lines.append(
+            [
+                row.label,
+                " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
+                spread(row.values("last_top1")),
+                spread(row.values("best_top1_chosen_on_test_data")),
+                published.text(row.runs[0]),
+                *(spread(row.values(name), 3) for name in BALANCE),
+                f"{mean(minutes):.1f}" if minutes else "-",
+            ]
+        )
+    return Table(
+        f"{rows[0].dataset}, {rows[0].pair.words}: test accuracy in %, balance, time", headings, lines
+    )
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation over seeds."""
+    if not values:
+        return "-"
+    text = f"{mean(values):.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def compare(rows: Sequence[Row], first: str, second: str) -> str:
+    """The mean difference of two methods in the last epoch's accuracy over the seeds they share, with its
+    95 % confidence interval (Student's t, paired): a line for each dataset and pair.
+
+    Args:
+        rows: from `collect`.
+        first, second: labels of rows.
+
+    Raises:
+        UserError: there is no such method, or none of their runs share a seed.
+    """
+    known = sorted({row.label for row in rows})
+    for name in (first, second):
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+            raise UserError(f"no runs of {name}{hint}")
+    lines = []
+    by_key = {(row.dataset, row.pair, row.label): row for row in rows}
+    for dataset, pair in dict.fromkeys((row.dataset, row.pair) for row in rows):
+        sides = (by_key.get((dataset, pair, name)) for name in (first, second))
+        a, b = ({run.seed: run.summary["last_top1"] for run in side.runs} if side else {} for side in sides)
+        differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+        if not differences:
+            continue
+        text = f"{dataset}, {pair.words}: {first} minus {second}: {mean(differences):+.2f} points"
+        if len(differences) > 1:
+            from scipy.stats import t  # it takes long to import, and only this needs it
+
+            half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+            text += f", 95 % confidence {mean(differences) - half:+.2f} to {mean(differences) + half:+.2f}"
+        lines.append(f"{text} ({len(differences)} shared seeds)")
+    if not lines:
+        raise UserError(f"{first} and {second} share no seed on any pair: run both with the same --seed")
+    return "\n".join(lines) + "\n"
+
+
+# Rendering
+
+
+def as_text(table: Table) -> str:
+    """For the terminal, in columns."""
+    widths = [max(map(len, column)) for column in zip(table.headings, *table.lines, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [table.headings, *table.lines]
+    ]
+    return "\n".join([table.caption, "", lines[0], "-" * len(lines[0]), *lines[1:], ""])
+
+
+def as_markdown(table: Table) -> str:
+    rule = ["---"] * len(table.headings)
+    lines = ["| " + " | ".join(line) + " |" for line in [table.headings, rule, *table.lines]]
+    return "\n".join([table.caption, "", *lines, ""])
+
+
+def as_latex(table: Table) -> str:
+    def escape(text: str) -> str:
+        for plain, command in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$")):
+            text = text.replace(plain, command)
+        return text
+
+    lines = [" & ".join(map(escape, line)) + r" \\" for line in [table.headings, *table.lines]]
+    columns = "l" + "r" * (len(table.headings) - 1)
+    start = [r"\begin{table}", rf"\caption{{{escape(table.caption)}}}", rf"\begin{{tabular}}{{{columns}}}"]
+    body = [r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
+    return "\n".join([*start, *body, r"\end{tabular}", r"\end{table}", ""])
+
+
+RENDER: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_markdown, "latex": as_latex}
+
+
+def as_csv(rows: Sequence[Row], published: Published) -> str:
+    """For other programs: a line for each method and pair, with means and standard deviations as numbers."""
+    measures = {
+        "last": "last_top1",
+        "best": "best_top1_chosen_on_test_data",
+        "teacher": "teacher_top1",
+        **{name: name for name in BALANCE},
+        "seconds": "seconds",
+    }
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    headings = [f"{name}_{kind}" for name in measures for kind in ("mean", "std")]
+    writer.writerow(["dataset", "pair", "method", "seeds", "published", *headings])
+    for row in rows:
+        figure = published.of_run(row.runs[0])
+        cells: list[Any] = [row.dataset, row.pair, row.label, len(row.runs), figure]
+        for name in measures.values():
+            values = row.values(name)
+            cells += [mean(values) if values else None, stdev(values) if len(values) > 1 else None]
+        writer.writerow(cells)
+    return out.getvalue()

@@ -1,0 +1,215 @@
+"""Distillation into a run folder: start or resume, run the epochs, end with the final figures."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datafree.assemble import make_distiller
+from datafree.data.image_folders import load_folder
+from datafree.distiller import Distiller
+from datafree.errors import Stopped, UserError
+from datafree.networks.portable import describe
+from datafree.runs.contact_sheet import export_repository
+from datafree.runs.environment import environment
+from datafree.runs.files import CHECKPOINT, CONFIG, MARKS, REPOSITORY, SAMPLES, SUMMARY
+from datafree.runs.folder import RunFolder
+from datafree.runs.lock import RunLock
+from datafree.runs.loop import EpochWriter, run_epochs
+from datafree.runs.progress import BALANCE, Progress, ProgressBar, balance_text
+from datafree.runs.resume import Resume
+from datafree.runs.sample_log import SampleLog
+from datafree.runs.session import Session
+from datafree.settings import as_dict, identity
+from datafree.torch_utils import checkpoint
+from datafree.torch_utils.state import fingerprint
+
+
+class Distillation:
+    """A run of a session.
+
+    Args:
+        session: its networks and images.
+    """
+
+    def __init__(self, session: Session):
+        self.session, self.settings, self.processes = session, session.settings, session.processes
+        self.folder, self.facts = session.folder, session.facts
+        if session.has_images:
+            self.facts = replace(self.facts, classes=tuple(session.test_images.classes))
+
+    def run(self) -> None:
+        """Run the epochs, writing each down; ends with the final figures.
+
+        Raises:
+            UserError: the run cannot be continued, its folder is taken, a loss is no longer finite, or the
+                disk takes no more.
+            Stopped: by a signal; the text says how to continue.
+        """
+        s, processes, session = self.settings, self.processes, self.session
+        distiller = self.build_distiller()
+        if not processes.first:  # all have built the same, and draw differently (dropout) from here on
+            torch.manual_seed(s.seed + processes.rank)
+        first_samples = self._first_samples()
+        progress = self.start_or_resume(distiller)
+        if processes.first:
+            session.run = self._open_run(progress)
+        processes.wait()  # until there is a folder to log samples in
+        for images in first_samples:
+            distiller.store(images)
+        judged = "test" if session.has_images else "agreement"
+        with ProgressBar(s, progress.epoch, session.say, judged, quiet=not processes.first) as bar:
+            writer = None
+            if session.run:
+                facts = {"identity": self.identity, "facts": self.facts.as_dict()}
+                writer = EpochWriter(session.run, bar, progress, distiller, self.facts.classes, facts)
+            try:
+                run_epochs(distiller, progress.epoch, writer)
+            except Stopped as stopped:
+                raise Stopped(f"{stopped}; {self._how_to_continue()}", stopped.status) from stopped
+        processes.end()
+        if session.run:
+            self._finish(session.run, progress)
+            if s.export_repository:
+                folder = export_repository(distiller.repository, self.facts.classes, self.folder / REPOSITORY)
+                session.say(f"repository: {folder}")
+
+    def build_distiller(self) -> Distiller:
+        s, facts, world_size = self.settings, self.facts, self.processes.world_size
+        for flag, value in (("batch_size", s.batch_size), ("synthesis_batch_size", s.synthesis_batch_size)):
+            if value % world_size or value < 2 * world_size:
+                raise UserError(
+                    f"--{flag} {value} cannot be divided among {world_size} processes: "
+                    "choose a multiple, 2 images or more for each"
+                )
+        features = self.session.teacher.found.features
+        assert features is not None  # a teacher's are looked for
+        shape = (facts.channels, facts.img_size, facts.img_size)
+        return make_distiller(
+            s,
+            self.session.teacher.network,
+            self.session.student,
+            features,
+            facts.img_size,
+            facts.num_classes,
+            facts.augment,
+            self.session.device,
+            self.session.score if self.session.has_images else None,
+            hold_out=s.dataset == "none",
+            processes=self.processes,
+            log=SampleLog(self.folder / SAMPLES, shape, features.dim, self.processes.first),
+        )
+
+    def _first_samples(self) -> Iterable[torch.Tensor]:
+        """Batches of the images with which cmi fills the repository at first."""
+        s = self.settings
+        if not (s.cmi_init and s.method == "cmi" and s.resume is None):
+            return ()
+        images = load_folder(Path(s.cmi_init), self.facts.img_size, s.workers)
+        return (batch for batch, _ in images.for_channels(self.facts.channels).batches(s.batch_size))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for one run to continue another."""
+        return {
+            **identity(self.settings),
+            **self.facts.as_dict(),
+            "teacher_weights": fingerprint(self.session.teacher.network),
+            "processes": self.processes.world_size,
+            "device_type": self.session.device.type,
+        }
+
+    def start_or_resume(self, distiller: Distiller) -> Progress:
+        s = self.settings
+        if s.resume is None:
+            distiller.skip_to(s.start_epoch)
+            if self.session.has_images:  # also shows that they can be read
+                distiller.evaluation = self.session.score(self.session.student)
+            return Progress(s.start_epoch, first=s.start_epoch)
+        resume = Resume(self.folder, self.identity, s.epochs, self.processes, self.session.lock)
+        progress = resume.load(distiller, s.resume)
+        self.session.lock = resume.lock
+        for warning in resume.warnings:
+            self.session.warn(warning)
+        return progress
+
+    def _open_run(self, progress: Progress) -> RunFolder:
+        """Make the run folder, or go on in it."""
+        s, session = self.settings, self.session
+        if session.lock is None:  # what another command has made here since must not be mixed with this
+            session.lock = RunLock(self.folder)
+            found = [name for name in MARKS if (self.folder / name).exists()]
+            if found and not s.overwrite:
+                raise UserError(f"another command has begun a run in {self.folder}: use another --save_dir")
+        events_from = progress.epoch if s.tensorboard else None
+        run = RunFolder(self.folder, s.overwrite, events_from, session.lock)
+        run.log_earlier(session.said)
+        file = session.teacher.file and str(session.teacher.file)
+        config = {
+            **as_dict(s),
+            "teacher_ckpt": file,
+            "judged_by": "accuracy" if session.has_images else "agreement",
+            **self.facts.as_dict(),
+            **environment(session.device),
+            "processes": self.processes.world_size,
+        }
+        run.write_json(CONFIG, config)
+        run.truncate_metrics(progress.first, progress.epoch)
+        run.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {session.device}; see {run.path}")
+        return run
+
+    def _how_to_continue(self) -> str:
+        own = self.folder / CHECKPOINT
+        if not own.exists() and not checkpoint.previous(own).exists():
+            return "no epoch was finished here: start again, with --overwrite if without --resume"
+        words = [word for word in sys.argv if word != "--overwrite" and not word.startswith("--resume")]
+        if self.settings.resume and self.settings.resume in words:
+            words.remove(self.settings.resume)
+        count = self.processes.world_size
+        start = [] if count == 1 else ["torchrun", "--nproc_per_node", str(count)]
+        if words[0].endswith(".py"):
+            start = start or ["python"]
+        elif start:  # an installed command
+            start.append("--no-python")
+        return f"continue with: {shlex.join([*start, *words, '--resume'])}"
+
+    def _finish(self, run: RunFolder, progress: Progress) -> None:
+        """The student, and the final figures to `summary.json` and the console."""
+        s, teacher, row = self.settings, self.session.teacher_evaluation, progress.row
+        run.save_student(
+            describe(self.session.student, s.student, s.student_args, self.session.student_source, self.facts)
+        )
+        run.write_json(
+            SUMMARY,
+            {
+                "teacher_top1": teacher.top1 if teacher else None,
+                "last_top1": row["test_top1"],
+                "best_top1_chosen_on_test_data": progress.best_top1,
+                "best_epoch": progress.best_epoch,
+                **({"last_agreement": row["agreement"]} if "agreement" in row else {}),
+                "epochs": s.epochs,
+                "seconds": progress.seconds,
+                **{name: row[name] for name in ("repository", "alpha", *BALANCE)},
+            },
+        )
+        note = "agreement with the teacher on synthetic samples held out from training, which is not accuracy"
+        if teacher:
+            run.log(f"teacher                              {teacher}")
+        if self.session.has_images:
+            run.log(f"student, last epoch                  {row['test_top1']:.2f} %", "green")
+            best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
+            run.log(f"student, best (chosen on test data)  {best}")
+            if "agreement" in row:
+                run.log(f"agreement, last epoch                {row['agreement']:.2f} % ({note})")
+        else:
+            run.log(f"There are no real images: what follows is {note}.", "yellow")
+            run.log(f"agreement, last epoch                {row['test_top1']:.2f} %", "green")
+        run.log(f"balance                              {balance_text(row)}")
+        run.log(f"samples by class                     {run.sheet(progress.epoch)}")

@@ -1,0 +1,170 @@
+"""A trained student as a file that other programs run: images in [0, 1] in, logits out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from datafree.data.pixels import to_float
+from datafree.errors import UserError
+from datafree.networks.names import NetworkName
+from datafree.runs.read import Run
+from datafree.runs.stored import NoSamples, read_samples, student_of
+
+TOLERANCE = 1e-3  # of the largest logit, between PyTorch and an exported student
+IMAGES = 256  # of each kind, on which both are compared
+
+
+class Shipped(nn.Module):
+    """A student with its normalisation: images (N, C, H, W) in [0, 1] to logits (N, classes)."""
+
+    mean: Tensor  # (1, C, 1, 1), as `std`
+    std: Tensor
+
+    def __init__(self, student: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.student = student
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.student((image - self.mean) / self.std)
+
+
+class Comparison(NamedTuple):
+    """How an exported student differs from PyTorch's."""
+
+    difference: float  # the largest of a logit, relative to the largest logit
+    same: float  # share of the images on whose class both agree
+
+
+def shipped_student(run: Run, source: NetworkName | None = None) -> Shipped:
+    """The student of a finished run, in eval mode, on the CPU.
+
+    Args:
+        run: its `config.json` must tell `img_size`, `mean`, `std` and `classes`.
+        source: see `networks.portable.load_student`.
+
+    Raises:
+        UserError: something is missing, or the student cannot be rebuilt.
+    """
+    missing = [name for name in ("img_size", "mean", "std", "classes") if not run.config.get(name)]
+    if missing:
+        raise UserError(f"{run.path}/config.json has no {missing[0]}: only finished runs can be exported")
+    student = student_of(run, torch.device("cpu"), source)
+    return Shipped(student, tuple(run.config["mean"]), tuple(run.config["std"])).eval()
+
+
+def images_to_compare_on(run: Run) -> dict[str, Tensor]:
+    """Images (IMAGES, C, H, W) in [0, 1], by what they are: random ones, and the newest synthesised ones of
+    a run that has left some."""
+    size, channels = run.config["img_size"], len(run.config["mean"])
+    images = {"random": torch.rand(IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))}
+    try:
+        samples = read_samples(run)
+    except NoSamples:
+        return images
+    return {**images, "synthesised": to_float(samples.images(samples.kept.nonzero().squeeze(1)[-IMAGES:]))}
+
+
+def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: dict[str, Any]) -> None:
+    """Write a student for any batch size.
+
+    Args:
+        shipped: in eval mode, on the CPU.
+        example: images (2 or more, C, H, W).
+        file: to write.
+        kind: "onnx", "torch_export" or "safetensors".
+        metadata: plain data to go along, where the format has a place for it.
+
+    Raises:
+        UserError: a package is missing, or the student cannot be exported so.
+    """
+    batch = {0: torch.export.Dim("batch", min=1)}
+    try:
+        if kind == "safetensors":
+            from safetensors.torch import save_file
+
+            state = {key: value.contiguous() for key, value in shipped.state_dict().items()}
+            save_file(state, file, {key: json.dumps(value) for key, value in metadata.items()})
+        elif kind == "torch_export":
+            torch.export.save(torch.export.export(shipped, (example,), dynamic_shapes=(batch,)), file)
+        else:
+            import onnxruntime  # noqa: F401 (with which the file is checked)
+
+            torch.onnx.export(
+                shipped,
+                (example,),
+                file,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes=(batch,),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except ImportError as error:
+        needed = {"onnx": "onnx onnxscript onnxruntime"}.get(kind, kind)
+        raise UserError(f"--format {kind} needs packages that are missing: pip install {needed}") from error
+    except Exception as error:  # the exporters raise many kinds for what they do not support
+        reason = next(iter(str(error).strip().splitlines()), "")
+        kind_of = type(error).__name__
+        raise UserError(f"the student cannot be exported as {kind}: {kind_of}: {reason}") from error
+
+
+def load(file: Path, kind: str, fresh: Callable[[], Shipped]) -> Callable[[Tensor], Tensor]:
+    """An exported student, as a function from images to logits.
+
+    Args:
+        file, kind: as given to `export`.
+        fresh: makes a student whose weights are replaced, for formats that hold weights alone.
+    """
+    if kind == "safetensors":
+        from safetensors.torch import load_file
+
+        shipped = fresh()
+        shipped.load_state_dict(load_file(file))
+        return shipped.eval()
+    if kind == "torch_export":
+        return torch.export.load(file).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(shipped: Shipped, exported: Callable[[Tensor], Tensor], images: Tensor) -> Comparison:
+    """How the logits of an exported student differ from PyTorch's, on images (N, C, H, W) in [0, 1].
+
+    Raises:
+        UserError: the exported student computes something else.
+    """
+    ours, theirs = shipped(images), exported(images)
+    difference = ((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-6)).item()
+    same = (ours.argmax(1) == theirs.argmax(1)).float().mean().item()
+    if not difference <= TOLERANCE:  # which NaN is not either
+        raise UserError(
+            f"the exported student's logits differ by {difference:.2g} from PyTorch's: try another --format"
+        )
+    return Comparison(difference, same)
+
+
+@torch.no_grad()
+def milliseconds(network: nn.Module, images: Tensor, times: int = 20) -> float:
+    """Median time of a forward pass, after some that are not counted."""
+    for _ in range(3):
+        network(images)
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        network(images)
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * median(seconds)

@@ -1,0 +1,20 @@
+"""What a run folder holds, by name."""
+
+from __future__ import annotations
+
+CONFIG = "config.json"  # every setting as resolved, versions, git commit, device
+METRICS = "metrics.jsonl"  # a line an epoch
+SUMMARY = "summary.json"  # final figures
+LOG = "log.txt"  # what the console said
+STUDENT = "student.pth"  # the student, with what it takes to rebuild and use it
+CHECKPOINT = "checkpoint.pth"  # what `--resume` needs, beside the samples
+PREVIOUS = "checkpoint.previous.pth"  # the checkpoint before it
+ASIDE = "checkpoint.aside.pth"  # a newest checkpoint that could not be continued from
+SAMPLES = "samples.bin"  # every sample ever stored, see `sample_log.SampleLog`
+IMAGES = "images"  # contact sheets of samples by class
+REPOSITORY = "repository"  # with `--export_repository`: every sample as PNG
+TENSORBOARD = "tensorboard"  # with `--tensorboard`: events
+LOCK = ".lock"  # held by the command that writes
+
+MARKS = (CONFIG, METRICS, CHECKPOINT)  # any of them makes a folder a run
+FILES = (*MARKS, PREVIOUS, ASIDE, SAMPLES, LOG, STUDENT, SUMMARY, IMAGES, REPOSITORY, TENSORBOARD)

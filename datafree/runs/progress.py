@@ -1,0 +1,119 @@
+"""How far a run has come, and how the console shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from datafree.settings import Settings
+from datafree.torch_utils.state import require_like
+
+BALANCE = ("count_variation", "count_entropy", "lof_relative_iqr", "lof_outside_share", "margin")
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Epochs count from 0; `epoch` is the next one."""
+
+    epoch: int
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_top1: float = -1.0
+    row: dict[str, Any] = field(default_factory=dict)  # metrics of the last epoch
+    first: int = 0  # the epoch that the run began with
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], epochs: int) -> Progress:
+        """From what a checkpoint has.
+
+        Raises:
+            KeyError, TypeError, ValueError: it makes no sense.
+        """
+        progress = cls(**saved)
+        require_like(asdict(replace(progress, row={})), asdict(cls(0)), "progress")
+        if not 0 <= progress.first < progress.epoch <= epochs or type(progress.epoch) is not int:
+            raise ValueError("progress is beyond the epochs")
+        for name in ("epoch", "test_top1", "repository", "alpha", *BALANCE):
+            if not isinstance(progress.row[name], (int, float, type(None))):
+                raise TypeError(f"{name} is no number")
+        return progress
+
+    def add(self, row: dict[str, Any], seconds: float) -> None:
+        """Take note of a finished epoch."""
+        if row["test_top1"] > self.best_top1:
+            self.best_epoch, self.best_top1 = row["epoch"], row["test_top1"]
+        self.epoch, self.seconds, self.row = row["epoch"] + 1, seconds, row
+
+
+def balance_text(row: dict[str, Any]) -> str:
+    """The balance measures of a line of metrics, in words."""
+
+    def show(name: str) -> str:
+        return "-" if row[name] is None else f"{row[name]:.3f}"
+
+    return (
+        f"class counts: variation {show('count_variation')}, entropy {show('count_entropy')}; "
+        f"LOF: IQR/median {show('lof_relative_iqr')}, outside the whiskers {show('lof_outside_share')}; "
+        f"margin {show('margin')}"
+    )
+
+
+class ProgressBar:
+    """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal.
+
+    Args:
+        settings: of the run.
+        epoch: the first to be run.
+        say: shows a line.
+        judged: what the student is judged by, "test" or "agreement".
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self, settings: Settings, epoch: int, say: Callable[[str], None], judged: str, quiet: bool = False
+    ):
+        s = settings
+        warmup_epochs = max(0, s.warmup - epoch)  # a step of the bar each
+        total = warmup_epochs + (s.epochs - epoch - warmup_epochs) * s.rounds * s.kd_steps
+        self.settings, self.say, self.judged = s, say, judged
+        self.kd_steps = 0
+        self.bar = tqdm(
+            total=total, unit="step", disable=True if quiet else None, dynamic_ncols=True, smoothing=0.05
+        )
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def step(self, phase: str, loss: Tensor) -> None:
+        if phase != "kd":
+            return
+        self.bar.update()
+        self.kd_steps += 1
+        if self.settings.print_freq and self.kd_steps % self.settings.print_freq == 0:
+            self.say(f"  step {self.kd_steps}: KD loss {loss.item():.4f}")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        epochs = self.settings.epochs
+        text = (
+            f"epoch {row['epoch'] + 1:{len(str(epochs))}}/{epochs}  alpha {row['alpha']:.2f}  "
+            f"oh {row['loss_oh']:.3f}  bn {row['loss_bn']:.3f}  adv {row['loss_adv']:+.3f}  "
+        )
+        score = f"{self.judged} {row['test_top1']:.2f} %"
+        if self.judged == "test" and "agreement" in row:
+            score += f"  agreement {row['agreement']:.2f} %"
+        if row["loss_kd"] is None:
+            self.bar.update()
+            text += "warm-up  "
+        else:
+            text += f"kd {row['loss_kd']:.3f}  {score}  "
+        text += f"samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
+        loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
+        self.bar.set_postfix_str(f"{loss}{score}")
+        self.say(text)

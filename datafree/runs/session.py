@@ -1,0 +1,166 @@
+"""One command of `bsr_main.py`: the teacher, the student and the test images that the settings name, and
+their scores."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from termcolor import colored
+from torch import nn
+
+from datafree.data.facts import DataFacts, data_facts, recorded_facts
+from datafree.data.image_folders import load_labelled
+from datafree.data.image_set import ImageSet
+from datafree.data.load import load_split
+from datafree.errors import UserError
+from datafree.evaluation import BATCH, Evaluation, evaluate
+from datafree.methods import METHODS
+from datafree.networks.build import build, source_of
+from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
+from datafree.networks.names import parse_arguments
+from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
+from datafree.runs.files import STUDENT
+from datafree.runs.folder import RunFolder, require_tensorboard
+from datafree.runs.lock import RunLock, refuse_existing
+from datafree.settings import Settings
+from datafree.torch_utils import checkpoint
+from datafree.torch_utils.device import choose_device
+from datafree.torch_utils.precision import set_kernels
+from datafree.torch_utils.processes import Processes
+
+
+class Session:
+    """The networks, the images and the console of a command. Everything that can be wrong with them is
+    found when this is made; nothing is written.
+
+    Raises:
+        UserError: the device, the teacher or the data cannot be had, the networks do not fit the data or each
+            other, or the run folder is taken.
+    """
+
+    def __init__(self, settings: Settings):
+        s = self.settings = settings
+        self.folder = Path(s.save_dir)
+        self.run: RunFolder | None = None
+        self.said: list[str] = []  # before there was a run folder
+        self.teacher_evaluation: Evaluation | None = None
+        self.device = choose_device(s.device, s.gpu)
+        self.processes = Processes.started_by_torchrun(self.device)
+        self.lock: RunLock | None = None
+        writes = s.epochs and not s.evaluate_only and self.processes.first
+        if writes and refuse_existing(self.folder, s.resume is not None, s.overwrite):
+            self.lock = RunLock(self.folder)
+        if s.tensorboard:
+            require_tensorboard()
+        set_kernels(s.deterministic)
+        if s.evaluate_only and s.dataset != "none":  # for which the teacher need not be there
+            self.facts = self._facts_of_student()
+        else:
+            self.facts = self.teacher.data
+        torch.manual_seed(s.seed)
+        arguments = parse_arguments(s.student_args, "--student_args")
+        student = build(
+            s.student, "--student", self.facts.num_classes, self.facts.channels, arguments, s.pretrained
+        )
+        self.student = student.to(self.device)
+        self.student_source = source_of(s.student)
+        self._introduce()
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        teacher = prepare_teacher(self.settings, self.device)
+        for warning in teacher.warnings:
+            self.warn(warning)
+        return teacher
+
+    def _introduce(self) -> None:
+        """See that the student takes such images and knows the same classes, and say what both networks are.
+
+        Raises:
+            UserError: it does not.
+        """
+        s, facts = self.settings, self.facts
+        if not s.evaluate_only:
+            self.say(f"teacher {s.teacher}: {self.teacher.found}")
+            if not self.teacher.found.bn_layers and "bn" in METHODS[s.method].takes:
+                self.warn(NO_STATISTICS)
+        found = examine(
+            self.student, f"--student {s.student}", facts.channels, facts.img_size, self.device, trained=True
+        )
+        if found.num_classes != facts.num_classes:
+            raise UserError(other_classes("student", s.student, found.num_classes, facts.num_classes))
+        if not s.evaluate_only:
+            self.say(f"student {s.student}: {found}")
+
+    # The console
+
+    def say(self, text: str, color: str | None = None) -> None:
+        if self.run:
+            self.run.log(text, color)
+        elif self.processes.first:
+            self.said.append(text)
+            print(colored(text, color) if color else text, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", "yellow")
+
+    # Scores
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there are real images to test on."""
+        return self.settings.dataset != "none" or self.settings.eval_folder is not None
+
+    @cached_property
+    def test_images(self) -> ImageSet:
+        s = self.settings
+        if not self.processes.first:
+            self.processes.wait()  # until the first has downloaded what is to be
+        if s.eval_folder:
+            images = load_labelled(
+                Path(s.eval_folder), self.facts.img_size, self.facts.num_classes, s.workers
+            )
+        else:
+            images = load_split(s.dataset, "test", s.data_root, self.facts.img_size, s.download, s.workers)
+        if self.processes.first:
+            self.processes.wait()
+        return images.for_channels(self.facts.channels)
+
+    def score(self, network: nn.Module) -> Evaluation:
+        """Accuracy on the test images."""
+        return evaluate(network, self.test_images.batches(BATCH), self.facts.normalize, self.device)
+
+    def test_teacher(self) -> None:
+        """Report the teacher's accuracy."""
+        if self.settings.evaluate_only:  # without which it has been examined
+            images = torch.zeros(1, self.facts.channels, self.facts.img_size, self.facts.img_size)
+            images = images.to(self.device, memory_format=torch.channels_last)
+            settle_layout(self.teacher.network, images)
+        self.teacher_evaluation = self.score(self.teacher.network)
+        self.say(f"teacher {self.settings.teacher}: {self.teacher_evaluation}")
+
+    def _student_file(self) -> Path:
+        return Path(self.settings.resume) if self.settings.resume else self.folder / STUDENT
+
+    def _facts_of_student(self) -> DataFacts:
+        """What a student's checkpoint tells of its images."""
+        s = self.settings
+        recorded = recorded_facts(checkpoint.read(self._student_file()))
+        facts = data_facts(s, "test", recorded)
+        return facts.for_channels(s.channels or len(recorded.get("mean", "rgb")))
+
+    def evaluate_student(self) -> None:
+        """Report the accuracy of the student in a checkpoint.
+
+        Raises:
+            UserError: it is of another network.
+        """
+        path, student = self._student_file(), self.settings.student
+        content = checkpoint.read(path)
+        if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
+            content = {"state_dict": content["distiller"].get("student")}
+        state = checkpoint.state_dict_of(content, path)
+        checkpoint.load_network(self.student, state, path, f"{student} with {self.facts.num_classes} classes")
+        self.say(f"student {student}: {self.score(self.student)}")

@@ -1,0 +1,143 @@
+"""The samples that a run has left in its folder, for figures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datafree.data.augment import Normalize
+from datafree.data.image_folders import load_folder
+from datafree.data.pixels import to_float
+from datafree.errors import UserError
+from datafree.networks.examine import settle_layout
+from datafree.networks.names import NetworkName
+from datafree.networks.penultimate import PenultimateFeatures
+from datafree.networks.portable import load_student
+from datafree.runs.contact_sheet import safe_name
+from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT
+from datafree.runs.read import Run
+from datafree.runs.sample_log import SampleLog
+from datafree.torch_utils import checkpoint
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class RunSamples:
+    """Samples ever stored, oldest first. Features and margins are the teacher's, or None for samples that
+    were read from exported images."""
+
+    labels: Tensor  # (N,) int64
+    kept: Tensor  # (N,) bool: whether the sample was in the repository at the end
+    features: Tensor | None  # (N, D) float32
+    margins: Tensor | None  # (N,) float32
+    images: Callable[[Tensor], Tensor]  # indices to uint8 (n, 3, H, W)
+
+
+class NoSamples(UserError):
+    """A run has left no samples to be read."""
+
+
+def read_samples(run: Run) -> RunSamples:
+    """From the checkpoint and the samples beside it, else from the exported repository.
+
+    Raises:
+        NoSamples: the run has left neither, or never kept samples.
+        UserError: the files are damaged.
+    """
+    path = run.path
+    if not run.stores:
+        raise NoSamples(f"{path} has no samples: {run.config['method']} keeps none without --store_samples")
+    if (path / CHECKPOINT).is_file() and (path / SAMPLES).is_file():
+        return _from_checkpoint(run, checkpoint.read(path / CHECKPOINT))
+    if (path / REPOSITORY).is_dir():
+        return _from_folder(run)
+    raise NoSamples(f"{path} has no samples: neither {CHECKPOINT} with {SAMPLES} nor repository/ is in it")
+
+
+def _from_checkpoint(run: Run, content: Any) -> RunSamples:
+    try:
+        state = content["distiller"]["repository"]
+        stored, serials = int(state["stored"]), state["serials"].cpu()
+        size, channels = int(run.config["img_size"]), len(run.config["mean"])
+        log = SampleLog(run.path / SAMPLES, (channels, size, size), int(state["feature_dim"]), writable=False)
+        log.truncate(stored)  # sees that they are all there
+        records = np.memmap(log.path, log.record, "r", shape=(stored,))
+        labels, features, margins = (
+            torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("label", "features", "margin")
+        )
+        kept = torch.zeros(stored, dtype=torch.bool)
+        kept[serials] = True
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+        raise UserError(f"{run.path}/checkpoint.pth holds no samples that can be read ({error!r})") from error
+    return RunSamples(labels, kept, features, margins, log.images)
+
+
+def _from_folder(run: Run) -> RunSamples:
+    classes = run.config["classes"]
+    labels, sets = [], []
+    for label, name in enumerate(classes):
+        folder = run.path / REPOSITORY / safe_name(name)
+        if folder.is_dir() and any(folder.iterdir()):
+            sets.append(load_folder(folder, int(run.config["img_size"])))
+            labels += [label] * len(sets[-1])
+    if not labels:
+        raise UserError(f"{run.path}/repository has no images in it: export it anew")
+    starts = np.cumsum([0, *(len(images) for images in sets)])
+
+    def images(rows: Tensor) -> Tensor:
+        places = np.searchsorted(starts, rows.numpy(), side="right") - 1
+        return torch.cat(
+            [
+                sets[place].read(rows[index : index + 1] - int(starts[place]))
+                for index, place in enumerate(places)
+            ]
+        )
+
+    return RunSamples(torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, images)
+
+
+def student_of(run: Run, device: torch.device, source: NetworkName | None = None) -> nn.Module:
+    """The student that a run has trained, in eval mode.
+
+    Args:
+        run: a finished run.
+        device: where the student goes.
+        source: see `networks.portable.load_student`.
+
+    Raises:
+        UserError: there is none, or it cannot be rebuilt.
+    """
+    return load_student(run.path / STUDENT, source).to(device)
+
+
+@torch.no_grad()
+def network_features(
+    network: nn.Module,
+    run: Run,
+    samples: RunSamples,
+    rows: Tensor,
+    device: torch.device,
+    on_batch: Callable[[int], Any] = lambda count: None,
+    layer: str | None = None,
+) -> Tensor:
+    """Penultimate features (len(rows), D) of samples, on the CPU; `on_batch` is told how many are done.
+    `layer` names the layer whose input they are, where it is not found by itself."""
+    normalize = Normalize(tuple(run.config["mean"]), tuple(run.config["std"]))
+    parts: list[Tensor] = []
+    for indices in rows.split(BATCH):
+        inputs = normalize(to_float(samples.images(indices).to(device)))
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if not parts:
+            settle_layout(network, inputs[:1])
+            seen = PenultimateFeatures(network, layer, inputs)
+        with seen.capture():
+            network(inputs)
+        parts.append(seen.value.float().cpu())
+        on_batch(len(indices))
+    return torch.cat(parts)

@@ -1,0 +1,271 @@
+"""The house: what may import what, one definition of a setting, and the package as others install it."""
+
+import ast
+import inspect
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_here
+from making import flags
+from test_methods import classifier
+from test_scripts import assert_refused
+
+import datafree
+from datafree.cli.bsr import build_parser
+from datafree.data.augment import Augment, Normalize
+from datafree.errors import UserError
+from datafree.kinds import settings_of
+from datafree.methods import METHODS
+from datafree.models.generator import Generator
+from datafree.runs.read import Run
+from datafree.settings import FIELDS, LIBRARY, TABLE, KDSettings, Settings, TrainSettings, identity, resolve
+from datafree.synthesis.base import Context
+from datafree.synthesis.create import create_synthesizer
+
+# From the top floor down: a room imports from those below it, and from itself.
+FLOORS = [
+    ["cli"],
+    ["results"],
+    ["runs"],
+    ["api"],
+    ["assemble"],
+    ["distiller"],
+    ["kd"],
+    ["evaluation"],
+    ["repository"],
+    ["iho", "blg", "balance"],
+    ["neighbours"],
+    ["synthesis"],
+    ["samples"],
+    ["losses"],
+    ["networks"],
+    ["data"],
+    ["torch_utils"],
+    ["settings"],
+    ["kinds", "methods", "dlw"],
+    ["errors", "models"],
+]
+# Names of things, which need nothing: the settings are defined with them.
+LEAVES = {"datafree.data.datasets", "datafree.networks.names", "datafree.keywords"}
+
+
+def modules():
+    for path in sorted((ROOT / "datafree").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if "models" not in parts and path.name != "__init__.py":
+            yield ".".join(parts), ast.parse(path.read_text())
+
+
+def imported(tree):
+    """The modules of this project that a module names in imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "datafree":
+            for alias in node.names:
+                yield f"datafree.{alias.name}" if node.module == "datafree" else node.module
+
+
+def room(module):
+    return module.split(".")[1]
+
+
+def test_imports_go_down_the_floors():
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    wrong = []
+    for module, tree in modules():
+        assert room(module) in floor, f"{module} has no floor"
+        for target in set(imported(tree)) - LEAVES:
+            if room(target) != room(module) and floor[room(target)] <= floor[room(module)]:
+                wrong.append(f"{module} imports {target}")
+    assert not wrong
+
+
+def test_every_room_of_the_list_is_there_and_is_documented():
+    page = (ROOT / "docs/development.md").read_text()
+    rooms = {room(module) for module, _ in modules()} | {"models"}
+    assert rooms == {name for names in FLOORS for name in names}
+    assert not [name for name in rooms if f"`{name}" not in page]
+
+
+def test_every_method_is_explained():
+    page = (ROOT / "docs/methods.md").read_text()
+    assert not [name for name in METHODS if f"`{name}`" not in page and f"**{name}**" not in page]
+
+
+def test_the_components_know_nothing_of_settings_files_and_each_other():
+    for module, tree in modules():
+        if room(module) in ("dlw", "blg", "iho"):
+            assert set(imported(tree)) <= {"datafree.neighbours"}
+
+
+def test_derived_pages_are_those_of_the_present_settings():
+    derived = runpy.run_path(str(ROOT / "scripts/derive.py"))["DERIVED"]
+    for name, derive in derived.items():
+        assert (ROOT / name).read_text() == derive(), f"{name} is stale: run `make derive`"
+
+
+@pytest.mark.parametrize("owner", [Settings, TrainSettings, KDSettings])
+def test_a_setting_has_one_group_and_a_default_of_its_kind(owner):
+    names = [one.name for one in settings_of(owner)]
+    assert len(set(names)) == len(names)
+    for one in settings_of(owner):
+        assert one.group, one.name
+        if one.default is not None:
+            assert one.traits.kind.check(one.default) == one.default, one.name
+
+
+def test_flags_and_keyword_arguments_follow_from_the_settings():
+    words = [f"--{one.name}" for one in FIELDS]
+    help_text = build_parser().format_help()
+    assert not [word for word in words if word not in help_text]
+    parameters = inspect.signature(datafree.distill).parameters
+    assert list(parameters)[-len(LIBRARY) :] == list(LIBRARY)
+    assert parameters["oh_step"].default == 0.1
+    assert {"oh_step", "student_args", "images"} <= set(TABLE)
+    assert not {"save_dir", "seed", "device"} & set(TABLE)
+
+
+def test_what_is_given_from_python_and_on_the_command_line_resolves_alike():
+    given = {"method": "fast_meta", "g_steps": 5, "oh": 0.4, "dlw": False, "T": 4, "reset_bn": True}
+    words = "--method fast_meta --g_steps 5 --oh 0.4 --no-dlw --T 4 --reset_bn 1".split()
+    from datafree.settings import check
+
+    assert resolve(check(given))[0] == resolve(build_parser().given(words))[0]
+
+
+def test_settings_of_machine_and_folder_are_no_part_of_a_runs_identity():
+    one = resolve({})[0]
+    moved = replace(
+        one, save_dir="x", device="cpu", workers=0, repository_memory=7, save_every=3, print_freq=1
+    )
+    assert identity(moved) == identity(one)
+    for name, value in {"lr": 0.3, "seed": 4, "student_args": "width=2", "max_samples": 9}.items():
+        assert identity(replace(one, **{name: value})) != identity(one), name
+    json.dumps(identity(one))  # plain data
+
+
+def test_a_run_older_than_a_setting_has_its_default():
+    run = Run(Path("x"), {"method": "bsr"}, {})
+    assert run.setting("oh_memory_size") == 8
+
+
+class Watched:
+    """Settings that note what is asked of them."""
+
+    def __init__(self, settings):
+        self.settings, self.asked = settings, set()
+
+    def __getattr__(self, name):
+        self.asked.add(name)
+        return getattr(self.settings, name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_takes_the_settings_that_its_synthesizer_asks_for(method):
+    teacher, student = classifier(0).requires_grad_(False), classifier(1)
+    augment = Augment(Normalize((0.5,) * 3, (0.5,) * 3), flip=True)
+    rng = torch.Generator().manual_seed(0)
+    context = Context(teacher, student, augment, (3, 8, 8), rng, autocast=nullcontext)
+    watched = Watched(flags("--method", method, "--g_steps", 1, "--warmup", 0, "--is_maml", 1))
+    synthesizer = create_synthesizer(context, watched)
+    synthesizer.calls = 119  # so that the next one draws layers anew, where a method does
+    synthesizer.synthesize(torch.arange(4) % 4, 0.5)
+    elsewhere = {"oh", "cmi_init"}  # asked for by the distiller and by the run
+    common = {"method", "warmup", "blg"}
+    assert watched.asked - common == set(METHODS[method].takes) - elsewhere
+
+
+@pytest.mark.parametrize("size", [8, 13, 30, 299])
+def test_a_generator_makes_images_of_any_size(size):
+    images = Generator(nz=4, ngf=2, img_size=size)(torch.randn(2, 4))
+    assert images.shape == (2, 3, size, size)
+
+
+def test_distillation_runs_at_an_odd_size():
+    from test_networks import FEW, small
+
+    _, metrics = datafree.distill(small(0), small(1), **{**FEW, "img_size": 13})
+    assert metrics[-1]["repository"] == 42
+    with pytest.raises(UserError, match="8 or more"):
+        datafree.distill(small(0), small(1), **{**FEW, "img_size": 7})
+
+
+def test_one_line_says_which_program_refused(tmp_path):
+    assert_refused(
+        run_here("scripts/table.py", "nowhere", cwd=tmp_path), "table.py: error: no run in nowhere"
+    )
+
+
+# The package
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which the package was installed, without what it depends on."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in ("datafree", "models"):
+        shutil.copytree(ROOT / name, folder / "source" / name, symlinks=True)
+    for path in (
+        *ROOT.glob("requirements*.txt"),
+        *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE")),
+    ):
+        shutil.copy(path, folder / "source")
+    words = "-m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation ./source"
+    subprocess.run([sys.executable, *words.split()], cwd=folder, check=True, capture_output=True, timeout=300)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_installed(code, site, cwd):
+    # -I: neither this folder nor an installation in the environment is on the path.
+    start = f"import sys; sys.path.insert(0, {str(site)!r}); sys.path.insert(0, {str(cwd)!r}); "
+    return subprocess.run(
+        [sys.executable, "-I", "-c", start + code], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_an_installed_package_leaves_the_name_models_to_its_user(installed, tmp_path):
+    (tmp_path / "models.py").write_text("mine = True\n")
+    code = (
+        "import datafree, datafree.models, models; "
+        "assert models.mine and 'wrn16_1' in datafree.models.NAMES; "
+        "assert str(datafree.__file__).startswith(sys.path[1]), datafree.__file__; "
+        "network = datafree.models.create('wrn16_1', 10); print(type(network).__module__)"
+    )
+    done = run_installed(code, installed, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "datafree.models.wide_resnet"
+
+
+def test_every_file_of_the_package_is_installed(installed):
+    here = {
+        path.relative_to(ROOT) for path in (ROOT / "datafree").rglob("*.py") if "models" not in path.parts
+    }
+    here |= {Path("datafree/models") / path.name for path in (ROOT / "models").glob("*.py")}
+    here |= {path.relative_to(ROOT) for path in (ROOT / "datafree/results").glob("*.[hcjm]*")}
+    here |= {Path("datafree/py.typed"), Path("datafree/keywords.pyi")}
+    assert not [str(path) for path in here if not (installed / path).is_file()]
+
+
+COMMANDS = ["bsr", "train", "kd", "table", "report", "export"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_installed_commands_answer_from_any_folder(name, installed, tmp_path):
+    entry = next(installed.glob("*.dist-info")) / "entry_points.txt"
+    command = "bsr" if name == "bsr" else f"bsr-{name}"
+    assert f"{command} = datafree.cli.{name}:main" in entry.read_text()
+    code = f"import datafree.cli.{name} as cli; sys.argv = [{command!r}, '--help']; cli.main()"
+    done = run_installed(code, installed, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {command} ")
