@@ -2,7 +2,7 @@
 #
 # Environment: DATA_ROOT (default data), SEEDS (default "0"), EXTRA (more flags for every row; give other flags
 # another RUNS), RUNS (where run folders go, default run), DRY_RUN=1 (print the commands only), SMOKE=1 (the
-# same rows on digits with tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
+# same rows without data, with tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
 # Finished runs are skipped, unfinished ones continued; a failed one is listed at the end and stops no other.
 # Ctrl-C stops all.
 set -uo pipefail
@@ -44,7 +44,7 @@ row() { # name dataset teacher student [flags]
         else
             local file=$RUNS/smoke-teachers/$teacher.pth
             smoke_teacher "$teacher" "$file"
-            command+=(--dataset digits --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1
+            command+=(--dataset none --img_size 32 --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1
                 --batch_size 8 --g_steps 1)
         fi
         # shellcheck disable=SC2206

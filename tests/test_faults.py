@@ -31,46 +31,15 @@ from datafree.runs.read import read_run
 from datafree.torch_utils import checkpoint
 
 COMMON = [
-    "--dataset",
-    "digits",
-    "--teacher",
-    "wrn16_1",
-    "--teacher_ckpt",
-    "teacher.pth",
-    "--student",
-    "wrn16_1",
-    "--device",
-    "cpu",
-    "--warmup",
-    1,
-    "--kd_steps",
-    2,
-    "--ep_steps",
-    2,
-    "--batch_size",
-    16,
-    "--g_steps",
-    2,
-    "--save_dir",
-    "out",
+    *"--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1".split(),
+    *"--device cpu --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
+    *"--save_dir out".split(),
 ]
 
 
 SHORT = (
-    "--epochs",
-    2000,
-    "--warmup",
-    0,
-    "--kd_steps",
-    1,
-    "--ep_steps",
-    1,
-    "--batch_size",
-    8,
-    "--g_steps",
-    1,
-    "--lr",
-    1e-3,
+    *"--epochs 2000 --warmup 0 --kd_steps 1 --ep_steps 1 --batch_size 8 --g_steps 1".split(),
+    *"--lr 1e-3".split(),
 )
 
 

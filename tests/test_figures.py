@@ -43,13 +43,7 @@ def runs(tmp_path_factory):
     flags_of = {"bsr": ["--tensorboard", "--export_repository"], "Basic": ["--method", "fast_meta"]}
     for name, flags in flags_of.items():
         done = run_script(
-            "bsr_main.py",
-            "--dataset",
-            "digits",
-            "--teacher",
-            "wrn16_1",
-            "--student",
-            "wrn16_1",
+            *"bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1".split(),
             *TINY,
             *flags,
             "--save_dir",
@@ -148,12 +142,7 @@ def test_fewer_points_than_samples_are_drawn_at_random(runs):
     for folder in ("few", "again"):
         done = run_script(
             POINTS,
-            "bsr",
-            "--max_points",
-            20,
-            "--features",
-            "teacher",
-            "--output",
+            *"bsr --max_points 20 --features teacher --output".split(),
             folder,
             "--engine",
             "scikit-learn",
@@ -382,16 +371,9 @@ def test_a_browser_renders_the_report_without_errors_or_requests(runs, tmp_path)
     log = tmp_path / "net.json"
     done = subprocess.run(
         [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
-            "--net-log-capture-mode=Everything",
+            *"chromium --headless --no-sandbox --disable-gpu --enable-logging=stderr".split(),
+            *"--dump-dom --disable-background-networking --disable-component-update".split(),
+            *"--no-first-run --net-log-capture-mode=Everything".split(),
             f"--log-net-log={log}",
             f"--user-data-dir={tmp_path / 'profile'}",
             (tmp_path / "report.html").as_uri(),

@@ -30,24 +30,8 @@ from datafree.runs.read import read_run
 from datafree.runs.stored import student_of
 
 TINY = [
-    "--dataset",
-    "none",
-    "--epochs",
-    3,
-    "--warmup",
-    1,
-    "--kd_steps",
-    2,
-    "--ep_steps",
-    2,
-    "--batch_size",
-    16,
-    "--g_steps",
-    2,
-    "--device",
-    "cpu",
-    "--save_dir",
-    "out",
+    *"--dataset none --epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16".split(),
+    *"--g_steps 2 --device cpu --save_dir out".split(),
 ]
 NET = '''
 import torch
@@ -163,12 +147,7 @@ def test_other_formats_give_the_same_logits(kind, cwd):
     done = run_script(
         "bsr_main.py",
         *TINY,
-        "--teacher",
-        "net.py:Digits",
-        "--student",
-        "net.py:Digits",
-        "--img_size",
-        32,
+        *"--teacher net.py:Digits --student net.py:Digits --img_size 32".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -196,70 +175,28 @@ def test_the_second_example_of_the_readme(cwd):
     """One grey channel, no data; the student is scored on the real test digits afterwards."""
     grey = f"{ROOT}/examples/grey.py:Grey"
     taught = run_script(
-        "train_scratch.py",
-        "--dataset",
-        "digits",
-        "--model",
+        *"train_scratch.py --dataset digits --model".split(),
         grey,
-        "--epochs",
-        12,
-        "--batch_size",
-        64,
-        "--lr",
-        0.1,
-        "--wd",
-        5e-4,
-        "--output",
-        "grey.pth",
-        "--device",
-        "cpu",
+        *"--epochs 12 --batch_size 64 --lr 0.1 --wd 5e-4 --output grey.pth --device cpu".split(),
         cwd=cwd,
     )
     assert taught.returncode == 0, taught.stderr
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "none",
-        "--teacher",
+        *"bsr_main.py --dataset none --teacher".split(),
         grey,
         "--teacher_ckpt",
         "grey.pth",
         "--student",
         grey,
-        "--student_args",
-        "width=12",
-        "--epochs",
-        26,
-        "--warmup",
-        5,
-        "--kd_steps",
-        40,
-        "--ep_steps",
-        40,
-        "--batch_size",
-        64,
-        "--g_steps",
-        5,
-        "--device",
-        "cpu",
-        "--save_dir",
-        "out",
+        *"--student_args width=12 --epochs 26 --warmup 5 --kd_steps 40 --ep_steps 40".split(),
+        *"--batch_size 64 --g_steps 5 --device cpu --save_dir out".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     scored = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--evaluate_only",
-        "--student",
+        *"bsr_main.py --dataset digits --evaluate_only --student".split(),
         grey,
-        "--student_args",
-        "width=12",
-        "--save_dir",
-        "out",
-        "--device",
-        "cpu",
+        *"--student_args width=12 --save_dir out --device cpu".split(),
         cwd=cwd,
     )
     assert float(re.search(r": ([\d.]+) % \(", scored.stdout)[1]) >= 90, scored.stdout
@@ -268,14 +205,8 @@ def test_the_second_example_of_the_readme(cwd):
 def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):
     write_folder(cwd / "few", splits=("x",), classes=("a", "b", "c"), count=4)
     more = [
-        "--teacher",
-        "net.py:Digits",
-        "--student",
-        "net.py:Digits",
-        "--teacher_args",
-        "num_classes=3",
-        "--img_size",
-        32,
+        *"--teacher net.py:Digits --student net.py:Digits --teacher_args num_classes=3".split(),
+        *"--img_size 32".split(),
     ]
     done = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "few/x", "--test_teacher", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -335,14 +266,7 @@ def test_features_of_a_layer_by_name_where_there_is_no_linear_one(cwd):
     done = run_script(
         "bsr_main.py",
         *TINY,
-        "--img_size",
-        32,
-        "--teacher",
-        "net.py:no_linear",
-        "--feature_layer",
-        "0",
-        "--student",
-        "wrn16_1",
+        *"--img_size 32 --teacher net.py:no_linear --feature_layer 0 --student wrn16_1".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -353,12 +277,7 @@ def test_a_student_of_a_file_is_not_run_unasked(cwd):
     done = run_script(
         "bsr_main.py",
         *TINY,
-        "--img_size",
-        32,
-        "--teacher",
-        "net.py:Digits",
-        "--student",
-        "net.py:Digits",
+        *"--img_size 32 --teacher net.py:Digits --student net.py:Digits".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr

@@ -12,26 +12,8 @@ from conftest import ROOT
 from test_scripts import metrics, write_teacher
 
 FLAGS = [
-    "--dataset",
-    "digits",
-    "--teacher",
-    "wrn16_1",
-    "--student",
-    "mobilenetv2",
-    "--epochs",
-    "8",
-    "--warmup",
-    "1",
-    "--kd_steps",
-    "3",
-    "--ep_steps",
-    "3",
-    "--batch_size",
-    "16",
-    "--g_steps",
-    "2",
-    "--device",
-    "cpu",
+    *"--dataset digits --teacher wrn16_1 --student mobilenetv2 --epochs 8 --warmup 1".split(),
+    *"--kd_steps 3 --ep_steps 3 --batch_size 16 --g_steps 2 --device cpu".split(),
 ]
 # A rank of bsr_main.py, which leaves its student behind, or ends before the epoch STOP.
 RANK = """
@@ -155,18 +137,11 @@ def test_without_data_all_processes_hold_the_same_samples_out(tmp_path):
     grey = f"{ROOT}/examples/grey.py:Grey"  # with the weights it is made with, in every process
     done = torchrun(
         tmp_path,
-        "--save_dir",
-        "none",
-        "--dataset",
-        "none",
-        "--teacher",
+        *"--save_dir none --dataset none --teacher".split(),
         grey,
         "--student",
         grey,
-        "--img_size",
-        "32",
-        "--epochs",
-        "3",
+        *"--img_size 32 --epochs 3".split(),
     )
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"student-rank{rank}.pth") for rank in range(2))

@@ -16,20 +16,8 @@ from torch import nn
 from datafree import models
 
 TINY = [
-    "--epochs",
-    4,
-    "--warmup",
-    1,
-    "--kd_steps",
-    2,
-    "--ep_steps",
-    2,
-    "--batch_size",
-    16,
-    "--g_steps",
-    2,
-    "--device",
-    "cpu",
+    *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
+    *"--device cpu".split(),
 ]
 
 
@@ -80,18 +68,10 @@ def digits_run(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("digits")
     write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --student".split(),
         STUDENT,
         *TINY,
-        "--test-teacher",
-        "--export_repository",
-        "--save_dir",
-        "out",
+        *"--test-teacher --export_repository --save_dir out".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -141,13 +121,7 @@ def test_an_existing_run_is_neither_erased_nor_mixed(digits_run):
     cwd, _ = digits_run
     before = {p: p.stat().st_mtime_ns for p in (cwd / "out").rglob("*")}
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
-        "wrn16_1",
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1".split(),
         *TINY,
         "--save_dir",
         "out",
@@ -175,11 +149,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(digits_run, tmp_path):
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     flags = [
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
+        *"--dataset digits --teacher wrn16_1 --student".split(),
         STUDENT,
         *TINY,
         "--save_dir",
@@ -222,13 +192,7 @@ def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/mine.txt").write_text("mine")
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
-        "wrn16_1",
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1".split(),
         *TINY,
         "--save_dir",
         tmp_path,
@@ -242,12 +206,7 @@ def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
 def test_evaluate_only_scores_the_student_of_a_run(digits_run):
     cwd, _done = digits_run
     scored = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --student".split(),
         STUDENT,
         "--save_dir",
         "out",
@@ -262,27 +221,9 @@ def test_evaluate_only_scores_the_student_of_a_run(digits_run):
 def test_components_switch_off_one_by_one(digits_run):
     cwd, _ = digits_run
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--student",
-        "wrn16_1",
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1".split(),
         *TINY,
-        "--no-dlw",
-        "--no_iho",
-        "--oh",
-        0.7,
-        "--adv",
-        0,
-        "--cr",
-        1,
-        "--fp16",
-        "--is_maml",
-        0,
-        "--save-dir",
-        "off",
+        *"--no-dlw --no_iho --oh 0.7 --adv 0 --cr 1 --fp16 --is_maml 0 --save-dir off".split(),
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
@@ -335,15 +276,7 @@ def test_training_images_are_never_opened(tmp_path):
         "sys.addaudithook(hook)\n"
     )
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "folder",
-        "--data_root",
-        "images",
-        "--mean",
-        "half",
-        "--teacher",
-        "wrn16_1",
+        *"bsr_main.py --dataset folder --data_root images --mean half --teacher wrn16_1".split(),
         "--teacher_ckpt",
         teacher,
         "--student",
@@ -363,41 +296,16 @@ def test_training_images_are_never_opened(tmp_path):
 def test_train_scratch_records_what_bsr_main_then_finds(tmp_path):
     write_folder(tmp_path / "images", splits=("train", "val"))
     trained = run_script(
-        "train_scratch.py",
-        "--model",
-        "resnet20",
-        "--dataset",
-        "folder",
-        "--data_root",
-        "images",
-        "--mean",
-        "0.5,0.4,0.3",
-        "--std",
-        "0.2,0.2,0.3",
-        "--epochs",
-        1,
-        "--batch_size",
-        8,
-        "--device",
-        "cpu",
+        *"train_scratch.py --model resnet20 --dataset folder --data_root images".split(),
+        *"--mean 0.5,0.4,0.3 --std 0.2,0.2,0.3 --epochs 1 --batch_size 8 --device cpu".split(),
         cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr
     done = run_script(
-        "bsr_main.py",
-        "--dataset",
-        "folder",
-        "--data_root",
-        "images",
-        "--teacher",
-        "resnet20",
-        "--student",
-        "resnet20",
+        *"bsr_main.py --dataset folder --data_root images --teacher resnet20".split(),
+        *"--student resnet20".split(),
         *TINY,
-        "--epochs",
-        1,
-        "--save_dir",
-        "out",
+        *"--epochs 1 --save_dir out".split(),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -493,14 +401,7 @@ def test_bad_checkpoints_get_one_line_and_run_no_code(kind, tmp_path):
     write, message = bad_checkpoints()[kind]
     write(tmp_path / "teacher.pth")
     done = run_here(
-        "bsr_main.py",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--teacher_ckpt",
-        "teacher.pth",
-        cwd=tmp_path,
+        *"bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth".split(), cwd=tmp_path
     )
     assert_refused(done, message)
     assert [p.name for p in tmp_path.iterdir()] == ["teacher.pth"]
@@ -521,14 +422,8 @@ def test_absent_data_get_one_line_that_says_what_to_put_where(dataset, message, 
         "bsr_main.py",
         "--dataset",
         dataset,
-        "--data_root",
-        "nowhere",
-        "--teacher",
-        "wrn16_1",
-        "--student",
-        "wrn16_1",
-        "--teacher_ckpt",
-        "teacher.pth",
+        *"--data_root nowhere --teacher wrn16_1 --student wrn16_1".split(),
+        *"--teacher_ckpt teacher.pth".split(),
         cwd=tmp_path,
     )
     assert_refused(done, message)

@@ -293,22 +293,8 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
     write_folder(tmp_path / "other", splits=("any",), classes=("thing",), count=10)
     write_teacher(tmp_path / "teacher.pth", num_classes=3)
     common = [
-        "--dataset",
-        "folder",
-        "--data_root",
-        "images",
-        "--teacher",
-        "wrn16_1",
-        "--teacher_ckpt",
-        "teacher.pth",
-        "--student",
-        "wrn16_1",
-        "--epochs",
-        2,
-        "--batch_size",
-        4,
-        "--device",
-        "cpu",
+        *"--dataset folder --data_root images --teacher wrn16_1 --teacher_ckpt teacher.pth".split(),
+        *"--student wrn16_1 --epochs 2 --batch_size 4 --device cpu".split(),
     ]
     for more, name, count in (([], "vanilla_kd", 18), (["--images", "other"], "vanilla_kd_images", 10)):
         done = run_script("vanilla_kd.py", *common, *more, cwd=tmp_path)
@@ -333,33 +319,10 @@ def test_cmi_starts_with_the_images_of_a_folder(tmp_path):
     write_folder(tmp_path / "first", splits=("any",), classes=("thing",), count=10)
     write_teacher(tmp_path / "teacher.pth")
     done = run_script(
-        "bsr_main.py",
-        "--method",
-        "cmi",
-        "--dataset",
-        "digits",
-        "--teacher",
-        "wrn16_1",
-        "--teacher_ckpt",
-        "teacher.pth",
-        "--student",
-        "wrn16_1",
-        "--epochs",
-        2,
-        "--kd_steps",
-        1,
-        "--ep_steps",
-        1,
-        "--batch_size",
-        8,
-        "--g_steps",
-        1,
-        "--cmi_init",
-        "first",
-        "--save_dir",
-        "out",
-        "--device",
-        "cpu",
+        *"bsr_main.py --method cmi --dataset digits --teacher wrn16_1".split(),
+        *"--teacher_ckpt teacher.pth --student wrn16_1 --epochs 2 --kd_steps 1".split(),
+        *"--ep_steps 1 --batch_size 8 --g_steps 1 --cmi_init first --save_dir out".split(),
+        *"--device cpu".split(),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr

@@ -14,12 +14,12 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from datafree.data.datasets import SPECS
 from datafree.data.image_set import ImageSet, in_memory
 from datafree.errors import UserError
 
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IN_MEMORY_SIZE = 64  # images up to this many pixels a side are decoded once and kept
 
 
