@@ -8,10 +8,11 @@ MODES = ("dynamic", "con_min", "con_max", "line", "curve")
 class DynamicLossWeight:
     """The weight alpha of the pseudo-supervised loss (`oh`), epoch by epoch (BSR, section on DLW).
 
-    `dynamic` starts at `oh_min` and adds `oh_step` in an epoch when the last synthesis brought both
-    the adversarial and the BatchNorm loss strictly below all the values before it in a window of
-    `oh_memory_size`: once the generator has mastered what it is asked for, classes may be told apart
-    more sharply. The other modes are the paper's ablations.
+    `dynamic` starts at `oh_min`. `observe` is told the adversarial and the BatchNorm loss after each
+    synthesis: unweighted, of the step with the lowest total. When both are strictly below the other values in
+    a window of the last `oh_memory_size`, `update` adds `oh_step` in the next epoch: once the generator has
+    mastered what it is asked for, classes may be told apart more sharply. The other modes are the paper's
+    ablations. (In the warm-up the adversarial loss is 0, and such zeros count like any other value.)
 
     Args:
         oh_min: alpha in the warm-up, and where it starts after it.
@@ -49,7 +50,7 @@ class DynamicLossWeight:
         self.bn_losses: list[float] = []
 
     def observe(self, adversarial_loss: float, bn_loss: float) -> None:
-        """Remember the loss terms of the synthesis just done."""
+        """Remember the loss terms of the synthesis just done; called in `Distiller.run_epoch`."""
         self.adversarial_losses = [*self.adversarial_losses, adversarial_loss][-self.oh_memory_size :]
         self.bn_losses = [*self.bn_losses, bn_loss][-self.oh_memory_size :]
 

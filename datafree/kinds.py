@@ -155,7 +155,8 @@ def setting(
 
 
 def option(default: Any, kind: Kind, help: str, **traits: Any) -> Any:
-    """A setting of the command line alone that does not change what a run computes."""
+    """A setting that may change when a run is resumed, that no table compares and the library does not take,
+    unless `traits` say otherwise."""
     return setting(default, kind, help, **{"identity": False, "table": False, "library": False, **traits})
 
 

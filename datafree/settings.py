@@ -1,6 +1,9 @@
 """THE definition of every setting: its name, type, default, meaning and traits, once. The flags of the
 scripts, the keyword arguments of `datafree.distill`, what a resumed run must repeat, what splits the rows
-of a table, and docs/flags.md follow from it. Imports nothing heavy."""
+of a table, and docs/flags.md follow from it. Imports nothing heavy.
+
+What is declared with `setting` is a part of a run's identity: a run can only be resumed with the same value.
+What is declared with `option` may change on resuming. Either says otherwise with `identity=`."""
 
 from __future__ import annotations
 
@@ -103,7 +106,7 @@ class Data:
     )
     data_root: str = option("data", FOLDER, "folder with the data; torchdata/ below it is searched too")
     download: bool = option(False, SWITCH, "fetch cifar10, cifar100 or svhn if it is not there")
-    # Of these four it is the values they resolve to that identify a run.
+    # Of mean, std, img_size and flip it is the values found in the end that identify a run, see `DataFacts`.
     mean: str | None = option(
         None,
         TEXT,
@@ -177,10 +180,15 @@ class Components:
         "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
     )
     oh_min: float = setting(0.5, POSITIVE, "alpha during the warm-up, and where DLW starts after it")
-    oh_max: float = setting(1.0, POSITIVE, "alpha at the end of con_max, line and curve")
+    oh_max: float = setting(
+        1.0, POSITIVE, "alpha in con_max, and at the end of line and curve; no bound for dynamic"
+    )
     oh_step: float = setting(0.1, NON_NEGATIVE, "amount added to alpha when DLW raises it")
     oh_memory_size: int = setting(
-        8, COUNT, "number of losses among which the newest must be the lowest for DLW to raise alpha"
+        8,
+        COUNT,
+        "window of DLW, which raises alpha when the adversarial and the BatchNorm loss of the newest "
+        "synthesis are both the lowest of so many",
     )
 
 
@@ -261,7 +269,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFolder:
+class SaveDir:
     title: ClassVar[str] = "the run"
     save_dir: str = option(None, FOLDER, "the run folder", default_text=RUN_FOLDER)
     log_tag: str = option("", TEXT, "a word of yours in the run folder's name")
@@ -310,9 +318,7 @@ class Running:
 
 # A dataclass takes the fields of its last base first: read the groups from right to left.
 @dataclass(frozen=True, kw_only=True)
-class Settings(
-    OtherSynthesis, Machine, Running, RunFolder, SGD, KD, Synthesis, Components, TestData, Networks
-):
+class Settings(OtherSynthesis, Machine, Running, SaveDir, SGD, KD, Synthesis, Components, TestData, Networks):
     """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
     ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
     settings."""
@@ -381,7 +387,7 @@ class RealImageKD:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDSettings(Machine, RunFolder, SGD, RealImageKD, Data):
+class KDSettings(Machine, SaveDir, SGD, RealImageKD, Data):
     """The settings of `vanilla_kd.py`."""
 
     @property
@@ -407,7 +413,8 @@ def as_dict(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """The settings that must be the same for one run to continue another, as plain data."""
+    """The settings that must be the same for one run to continue another, as plain data. A run compares more
+    than these: see `runs.distillation.Distillation.identity`."""
     values = as_dict(settings)
     return {one.name: values[one.name] for one in FIELDS if one.traits.identity}
 
@@ -486,6 +493,8 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
     unused = [f"--{name}" for name in of_dlw if name in given]
     if not s.dlw and unused:
         found.append(f"{', '.join(unused)} has no effect without DLW")
+    if s.dlw and s.dlw_mode in ("dynamic", "con_min") and "oh_max" in given:
+        found.append(f"--oh_max has no effect with --dlw_mode {s.dlw_mode}")
     if s.dlw and s.dlw_mode == "dynamic" and s.adv == 0:
         found.append("with --adv 0 there is no adversarial loss whose minima could raise alpha")
     if s.device and s.gpu is not None:

@@ -41,7 +41,7 @@ def flags_page() -> str:
                 group = setting.group
                 lines += ["", f"### {group[:1].upper()}{group[1:]}", ""]
                 lines += ["| flag | default | meaning | traits |", "| --- | --- | --- | --- |"]
-            lines.append(_row(setting))
+            lines.append(_row(setting, resumable=owner is Settings))
     lines += ["", "## Published settings of the methods", "", "Where they differ from the defaults:"]
     lines += ["", "| method | settings | settings of synthesis that it takes |", "| --- | --- | --- |"]
     published = dict(published_settings())
@@ -52,13 +52,13 @@ def flags_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(setting: Setting) -> str:
+def _row(setting: Setting, resumable: bool) -> str:
     traits = setting.traits
     if traits.kind.switch == "on or off":
         flag = f"`--{setting.name}`, `--no-{setting.name}`"
     else:
         flag = ", ".join(f"`{name}`" for name in (f"--{setting.name}", *traits.also))
-    marks = [("r", traits.identity), ("t", traits.table), ("l", traits.library)]
+    marks = [("r", resumable and traits.identity), ("t", traits.table), ("l", resumable and traits.library)]
     letters = " ".join(letter for letter, on in marks if on)
     return f"| {flag} | {setting.default_text} | {traits.help} | {letters} |"
 

@@ -117,7 +117,8 @@ class Distillation:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for one run to continue another."""
+        """What must be the same for one run to continue another: settings, the data as found, the teacher's
+        weights, the number of processes and the kind of device."""
         return {
             **identity(self.settings),
             **self.facts.as_dict(),

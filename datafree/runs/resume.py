@@ -84,6 +84,7 @@ class Resume:
             before = {**content["identity"]}
             if not {"teacher_weights", "epochs", "method"} <= before.keys():
                 raise KeyError("identity")
+            # A name that the checkpoint lacks is of a setting that is younger than it.
             changed = [name for name, value in self.identity.items() if before.get(name, value) != value]
             if changed:
                 old, new = before[changed[0]], self.identity[changed[0]]

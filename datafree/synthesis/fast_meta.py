@@ -37,7 +37,7 @@ REPTILE_SCALE = 67
 class FastMetaSynthesizer(Synthesizer):
     """Each call optimises a clone of the generator together with fresh latent codes, keeps the images
     of the best step, and moves the generator itself by the clone's gradients (FOMAML) or towards the
-    clone (Reptile). BSR's adversarial term is on from call number `warmup` on, counted from 1.
+    clone (Reptile). The adversarial term is 0 in the first `warmup` - 1 calls.
 
     Args:
         context: see `Context`.
