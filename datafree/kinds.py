@@ -125,6 +125,7 @@ class Traits:
         identity: whether a run can only be continued with the same value.
         table: whether runs that differ in it are different rows of a table.
         library: whether `datafree.distill` takes it.
+        weighs: whether it is the weight of a loss term of the synthesis.
         also: other names of its flag.
         default_text: the default in words, where None stands for it.
     """
@@ -134,6 +135,7 @@ class Traits:
     identity: bool
     table: bool
     library: bool
+    weighs: bool = False
     also: tuple[str, ...] = ()
     default_text: str = ""
 
@@ -146,12 +148,18 @@ def setting(
     identity: bool = True,
     table: bool = True,
     library: bool = True,
+    weighs: bool = False,
     also: tuple[str, ...] = (),
     default_text: str = "",
 ) -> Any:
     """A field of a dataclass of settings; see `Traits`."""
-    traits = Traits(kind, help, identity, table, library, also, default_text)
+    traits = Traits(kind, help, identity, table, library, weighs, also, default_text)
     return field(default=default, metadata={"traits": traits})
+
+
+def weight(default: float, help: str) -> Any:
+    """The weight of a loss term of the synthesis."""
+    return setting(default, NON_NEGATIVE, help, weighs=True)
 
 
 def option(default: Any, kind: Kind, help: str, **traits: Any) -> Any:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-WEIGHTS = ("adv", "bn", "oh", "act", "balance", "cr", "tv", "l2")  # settings that weigh a loss term
-
 
 @dataclass(frozen=True)
 class Method:
@@ -40,16 +38,18 @@ class Method:
         return {name: value for name, value in chosen.items() if name not in given}
 
 
-_CLONE = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "reset_l0", "reset_bn")
+# What bsr, fast_meta and fast take, whose loss is one; and what the meta step adds.
+_FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "reset_l0", "reset_bn")
+_META = (*_FAST, "is_maml")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
 _GENERATIVE = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance")
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 _ADVERSARIAL = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
 
 METHODS = {
-    "bsr": Method("fast_meta:FastMetaSynthesizer", (*_CLONE, "is_maml")),
-    "fast_meta": Method("fast_meta:FastMetaSynthesizer", (*_CLONE, "is_maml"), {"epochs": 220}, rates=_RATES),
-    "fast": Method("fast_meta:FastSynthesizer", _CLONE, {"epochs": 220}, rates=_RATES),
+    "bsr": Method("fast_meta:FastMetaSynthesizer", _META),
+    "fast_meta": Method("fast_meta:FastMetaSynthesizer", _META, {"epochs": 220}, rates=_RATES),
+    "fast": Method("fast_meta:FastSynthesizer", _FAST, {"epochs": 220}, rates=_RATES),
     "cmi": Method(
         "cmi:CMISynthesizer",
         ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "cr", "cr_T", "cmi_init"),

@@ -32,8 +32,9 @@ from datafree.kinds import (
     option,
     setting,
     settings_of,
+    weight,
 )
-from datafree.methods import METHODS, WEIGHTS, synthesis_settings
+from datafree.methods import METHODS, synthesis_settings
 from datafree.models import NAMES
 from datafree.networks.names import NetworkName
 
@@ -193,7 +194,7 @@ class Components:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Synthesis:
+class SynthesisGroup:
     title: ClassVar[str] = "synthesis"
     synthesis_batch_size: int = setting(
         None, COUNT, "images made in one synthesis", default_text="--batch_size"
@@ -201,11 +202,9 @@ class Synthesis:
     g_steps: int = setting(10, COUNT, "generator steps in one synthesis")
     lr_g: float = setting(2e-3, POSITIVE, "learning rate of the generator")
     lr_z: float = setting(0.01, POSITIVE, "learning rate of the latent codes")
-    adv: float = setting(1.33, NON_NEGATIVE, "weight of the adversarial loss")
-    bn: float = setting(10.0, NON_NEGATIVE, "weight of the distance to the teacher's BatchNorm statistics")
-    oh: float = setting(
-        0.5, NON_NEGATIVE, "alpha, the weight of the pseudo-supervised loss, where DLW is off"
-    )
+    adv: float = weight(1.33, "weight of the adversarial loss")
+    bn: float = weight(10.0, "weight of the distance to the teacher's BatchNorm statistics")
+    oh: float = weight(0.5, "alpha, the weight of the pseudo-supervised loss, where DLW is off")
     bn_mmt: float = setting(0.9, FRACTION, "momentum of the batch's BatchNorm statistics")
     is_maml: int = setting(1, few(0, 1), "meta gradient: 1 for FOMAML, 0 for Reptile")
     reset_l0: int = setting(
@@ -215,17 +214,17 @@ class Synthesis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherSynthesis:
+class OtherSynthesisGroup:
     title: ClassVar[str] = "synthesis, of methods other than bsr, fast_meta and fast"
-    act: float = setting(0.0, NON_NEGATIVE, "weight of the activation loss (dafl)")
-    balance: float = setting(0.0, NON_NEGATIVE, "weight of the class balance loss (dafl, dfq)")
-    cr: float = setting(0.8, NON_NEGATIVE, "weight of the contrastive loss (cmi)")
+    act: float = weight(0.0, "weight of the activation loss (dafl)")
+    balance: float = weight(0.0, "weight of the class balance loss (dafl, dfq)")
+    cr: float = weight(0.8, "weight of the contrastive loss (cmi)")
     cr_T: float = setting(0.2, POSITIVE, "temperature of the contrastive loss (cmi)")
     cmi_init: str | None = setting(
         None, FOLDER, "folder of images with which cmi fills the repository at first", library=False
     )
-    tv: float = setting(2.5e-5, NON_NEGATIVE, "weight of total variation (deepinv)")
-    l2: float = setting(3e-8, NON_NEGATIVE, "weight of the Euclidean norm (deepinv)")
+    tv: float = weight(2.5e-5, "weight of total variation (deepinv)")
+    l2: float = weight(3e-8, "weight of the Euclidean norm (deepinv)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,9 +315,11 @@ class Running:
     )
 
 
-# A dataclass takes the fields of its last base first: read the groups from right to left.
+# Its groups, from the last to the first: in this order a dataclass takes the fields of its bases.
 @dataclass(frozen=True, kw_only=True)
-class Settings(OtherSynthesis, Machine, Running, SaveDir, SGD, KD, Synthesis, Components, TestData, Networks):
+class Settings(
+    OtherSynthesisGroup, Machine, Running, SaveDir, SGD, KD, SynthesisGroup, Components, TestData, Networks
+):
     """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
     ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
     settings."""
@@ -442,7 +443,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         raise UserError("--eval_folder is for --dataset none: leave one of them out")
     if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
         raise UserError("--dataset none has no images to score on: add --eval_folder")
-    weights = [name for name in WEIGHTS if name in method.takes]
+    weights = [one.name for one in FIELDS if one.traits.weighs and one.name in method.takes]
     if not v["dlw"] and weights and not any(v[name] for name in weights):
         names = ", ".join(f"--{name}" for name in weights)
         raise UserError(f"{v['method']} has nothing to optimise: give one of {names} a weight")

@@ -13,7 +13,10 @@ from conftest import ROOT
 from test_scripts import metrics, write_teacher
 
 PAGE = (ROOT / "docs/extending.md").read_text()
-BLOCK = re.compile(r"<!-- (?:new file: (\S+)|(\S+), after: (.+?)) -->\n```python\n(.*?)```\n", re.DOTALL)
+BLOCK = re.compile(r"<!-- (.+?) -->\n```python\n(.*?)```\n", re.DOTALL)
+PLACE = re.compile(
+    r"new file: (?P<new>\S+)|(?P<file>\S+), (?P<how>after|instead of|at its end)(?:: (?P<line>.+))?"
+)
 SHORT = "--epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 1 --device cpu".split()
 
 
@@ -25,14 +28,20 @@ def extended(tmp_path_factory):
         shutil.copytree(ROOT / name, copy / name, symlinks=True)
     for script in ("bsr_main.py", "train_scratch.py"):
         shutil.copy(ROOT / script, copy)
-    for new_file, file, line, code in BLOCK.findall(PAGE):
-        if new_file:
-            assert not (copy / new_file).exists()
-            (copy / new_file).write_text(code)
-        else:
-            text = (copy / file).read_text()
-            assert text.count(f"\n{line}\n") == 1, f"{file} has no line {line}"
-            (copy / file).write_text(text.replace(f"\n{line}\n", f"\n{line}\n{code}"))
+    for comment, code in BLOCK.findall(PAGE):
+        place = PLACE.fullmatch(comment)
+        if place["new"]:
+            assert not (copy / place["new"]).exists()
+            (copy / place["new"]).write_text(code)
+            continue
+        text, line = (copy / place["file"]).read_text(), f"\n{place['line']}\n"
+        assert place["how"] == "at its end" or text.count(line) == 1, f"{place['file']} has no line {line}"
+        edited = {
+            "at its end": text + code,
+            "after": text.replace(line, line + code),
+            "instead of": text.replace(line, f"\n{code}"),
+        }
+        (copy / place["file"]).write_text(edited[place["how"]])
     return copy
 
 
@@ -44,9 +53,33 @@ def run(extended, script, *words):
     return done.stdout
 
 
-def test_the_page_has_a_method_a_network_and_a_dataset():
-    new = [block[0] for block in BLOCK.findall(PAGE) if block[0]]
-    assert new == ["datafree/synthesis/random_images.py", "models/tiny.py", "datafree/data/shapes.py"]
+def test_every_block_of_the_page_is_used():
+    assert PAGE.count("```python") == len(BLOCK.findall(PAGE)) == 10
+    new = [PLACE.fullmatch(comment)["new"] for comment, _ in BLOCK.findall(PAGE)]
+    assert [name for name in new if name] == [
+        "datafree/synthesis/random_images.py",
+        "models/tiny.py",
+        "datafree/data/shapes.py",
+    ]
+
+
+def test_the_loss_term_is_a_setting_a_metric_and_a_keyword(extended):
+    write_teacher(extended / "teacher.pth")
+    words = (
+        "--method fast_meta --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1"
+    )
+    words = [*words.split(), *SHORT, "--save_dir"]
+    run(extended, "bsr_main.py", *words, "with", "--ent", 0.5)
+    run(extended, "bsr_main.py", *words, "without")
+    assert all(0 < row["loss_ent"] < 2.31 for row in metrics(extended / "with"))
+    for row in metrics(extended / "with"):
+        total = 10 * row["loss_bn"] + 0.5 * row["loss_oh"] + 1.33 * row["loss_adv"] + 0.5 * row["loss_ent"]
+        assert row["loss_total"] == pytest.approx(total, rel=1e-4)
+    table = run(extended, "scripts/table.py", "with", "without")
+    assert "fast_meta (ent 0.5)" in table
+    assert "fast_meta (ent 0.0)" in table
+    run(extended, "scripts/derive.py")
+    assert "    ent: float | None" in (extended / "datafree/keywords.pyi").read_text()
 
 
 def test_the_method_runs_resumes_and_is_in_help_tables_and_pages(extended):

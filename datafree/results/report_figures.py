@@ -20,7 +20,7 @@ from datafree.results.shown import Shown
 MANY = 20  # classes: where there are more, quartiles are bands and classes have no names
 WIDTH = 6.4  # inches
 BOX = "#cfe3f7"  # between the quartiles, and between the whiskers of many classes
-LOSSES = {
+LOSSES = {  # titles; a loss term without one has its name
     "loss": "loss",
     "loss_kd": "distillation (KD)",
     "loss_oh": "pseudo-supervised (oh)",
@@ -83,7 +83,11 @@ def alpha_figure(shown: Sequence[Shown]) -> Figure | None:
 
 def losses_figure(shown: Sequence[Shown]) -> Figure | None:
     """Each loss term by epoch."""
-    names = [name for name in LOSSES if any(one.has(name) for one in shown)]
+    found = {name for one in shown for row in one.run.metrics for name in row if name.startswith("loss")}
+    found -= {"loss_total"}  # the sum of the others times their weights
+    names = [
+        name for name in (*LOSSES, *sorted(found - LOSSES.keys())) if any(one.has(name) for one in shown)
+    ]
     if not names:
         return None
     rows = -(-len(names) // 2)
@@ -93,7 +97,7 @@ def losses_figure(shown: Sequence[Shown]) -> Figure | None:
     for axis, name in zip(axes.flat, names, strict=False):
         for one in shown:
             _line(axis, one, one.column(name))
-        axis.set(title=LOSSES[name], xlabel="epoch")
+        axis.set(title=LOSSES.get(name, name.removeprefix("loss_")), xlabel="epoch")
     return figure
 
 
