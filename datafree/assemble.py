@@ -43,7 +43,7 @@ def make_distiller(
         features: of the teacher.
         img_size: pixels a side.
         num_classes: of both networks.
-        augment: how images are augmented and normalised.
+        augment: how images are augmented and normalised in synthesis; KD takes its `for_training`.
         device: where the networks are.
         evaluate: scores the student.
         hold_out: keep some samples from training, and score agreement on them.
@@ -67,5 +67,14 @@ def make_distiller(
         repository = SampleRepository(image_shape, features.dim, num_classes, device)
     held_out = HeldOut(image_shape, teacher, augment.normalize, device) if hold_out else None
     return Distiller(
-        teacher, student, synthesizer, repository, augment, s, streams, evaluate, processes, held_out
+        teacher,
+        student,
+        synthesizer,
+        repository,
+        augment.for_training(),
+        s,
+        streams,
+        evaluate,
+        processes,
+        held_out,
     )

@@ -41,7 +41,7 @@ class Distiller:
         student: what is trained.
         synthesizer: makes the samples.
         repository: holds them; empty, or as a checkpoint left it.
-        augment: maps images in [0, 1] and a generator to what the networks see.
+        augment: maps stored images and a generator to what the networks see in KD.
         settings: see `Settings`.
         streams: sources of everything random; the synthesizer draws from `streams.synthesis`.
         evaluate: scores the student on test images; None where there are none.

@@ -67,16 +67,22 @@ def activation(features: Tensor) -> Tensor:
     return -at_least_single(features).abs().mean()
 
 
-def info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-    """InfoNCE (van den Oord et al., 2018): cross entropy of picking, by inner product over the temperature,
-    each anchor's own candidate among all.
+def contrastive(anchors: Tensor, candidates: Tensor, new: int, temperature: float) -> Tensor:
+    """CMI's contrastive loss, as its published code computes it (Fang et al., IJCAI 2021, equation 6): cross
+    entropy of picking each anchor's own candidate among all, by inner product over the temperature. It is
+    the mean over the new anchors plus the mean over the cached ones, which is absent where there are none.
 
     Args:
-        anchors: (N, D).
-        candidates: (M, D), M >= N; that of anchor i is number i, the others are its negatives.
+        anchors: (N, D), of unit length: local views, the new ones first.
+        candidates: (N, D), of unit length: global views; that of anchor i is number i. They get no gradient.
+        new: how many of the N are new.
+        temperature: above 0.
     """
-    logits = anchors @ candidates.T / temperature
-    return F.cross_entropy(logits, torch.arange(len(anchors), device=anchors.device))
+    logits = anchors @ candidates.detach().T / temperature
+    own = torch.arange(len(anchors), device=anchors.device)
+    terms = F.cross_entropy(logits, own, reduction="none")
+    loss = terms[:new].mean()
+    return loss + terms[new:].mean() if len(anchors) > new else loss
 
 
 def divergence(kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -19,7 +19,10 @@ class Method:
         stores: whether the student learns from stored samples, or else from fresh ones.
         divergence: what the student minimises, see `losses.divergence`.
         nz: length of a latent code.
+        start: how wide its generator starts, see `models.generator.Generator`.
+        T: the temperature of KD where it is fixed, whatever `--T` says.
         rates: published `lr_g` and `lr_z` by `g_steps`, for those who give `g_steps`.
+        by_teacher: published settings for some teachers.
     """
 
     synthesizer: str
@@ -28,28 +31,38 @@ class Method:
     stores: bool = True
     divergence: str = "kl"
     nz: int = 256
+    start: int = 2
+    T: float | None = None
     rates: dict[int, tuple[float, float]] = field(default_factory=dict)
+    by_teacher: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings, for those that are not given."""
-        chosen = dict(self.defaults)
+        chosen = {**self.defaults, **self.by_teacher.get(str(given.get("teacher")), {})}
         if given.get("g_steps") in self.rates:
             chosen["lr_g"], chosen["lr_z"] = self.rates[given["g_steps"]]
         return {name: value for name, value in chosen.items() if name not in given}
 
 
 # What bsr, fast_meta and fast take, whose loss is one; and what the meta step adds.
-_FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt", "reset_l0", "reset_bn")
-_META = (*_FAST, "is_maml")
+_FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
+_META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
+_GENERATIVE_CLASS = "generative:GenerativeSynthesizer"
 _GENERATIVE = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance")
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 _ADVERSARIAL = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
 
 METHODS = {
     "bsr": Method("fast_meta:FastMetaSynthesizer", _META),
-    "fast_meta": Method("fast_meta:FastMetaSynthesizer", _META, {"epochs": 220}, rates=_RATES),
-    "fast": Method("fast_meta:FastSynthesizer", _FAST, {"epochs": 220}, rates=_RATES),
+    "fast_meta": Method(
+        "fast_meta:FastMetaSynthesizer",
+        (*_META, "cmi_init"),
+        {"epochs": 220},
+        rates=_RATES,
+        by_teacher={"wrn40_2": {"oh": 0.4}},
+    ),
+    "fast": Method("fast_meta:FastSynthesizer", (*_FAST, "cmi_init"), {"epochs": 220}, rates=_RATES),
     "cmi": Method(
         "cmi:CMISynthesizer",
         ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "cr", "cr_T", "cmi_init"),
@@ -61,25 +74,25 @@ METHODS = {
         {**_COMMON, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
     ),
     "dafl": Method(
-        "generative:GenerativeSynthesizer",
+        _GENERATIVE_CLASS,
         _GENERATIVE,
         {**_ADVERSARIAL, "adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0},
         stores=False,
         nz=512,
+        start=4,
+        T=1.0,
     ),
-    "zskt": Method("generative:GenerativeSynthesizer", _GENERATIVE, _ADVERSARIAL, stores=False, nz=512),
+    "zskt": Method(_GENERATIVE_CLASS, _GENERATIVE, _ADVERSARIAL, stores=False, start=4, T=1.0),
     "dfad": Method(
-        "generative:GenerativeSynthesizer",
-        _GENERATIVE,
-        {**_ADVERSARIAL, "T": 1.0},
-        stores=False,
-        divergence="l1",
+        _GENERATIVE_CLASS, _GENERATIVE, _ADVERSARIAL, stores=False, divergence="l1", start=4, T=1.0
     ),
     "dfq": Method(
-        "generative:GenerativeSynthesizer",
+        _GENERATIVE_CLASS,
         _GENERATIVE,
         {**_ADVERSARIAL, "kd_steps": 10, "bn": 1.0, "oh": 1.0, "balance": 20.0},
         stores=False,
+        start=4,
+        T=1.0,
     ),
 }
 
@@ -97,6 +110,8 @@ def published_settings() -> list[tuple[str, str]]:
         rates = "; ".join(f"{steps} steps {g:g}, {z:g}" for steps, (g, z) in method.rates.items())
         if rates:
             flags.append(f"--lr_g, --lr_z by --g_steps: {rates}")
+        for teacher, own in method.by_teacher.items():
+            flags += [f"--{flag} {value:g} for --teacher {teacher}" for flag, value in own.items()]
         if flags:
             lines.append((name, " ".join(flags)))
     return lines

@@ -221,7 +221,10 @@ class OtherSynthesisGroup:
     cr: float = weight(0.8, "weight of the contrastive loss (cmi)")
     cr_T: float = setting(0.2, POSITIVE, "temperature of the contrastive loss (cmi)")
     cmi_init: str | None = setting(
-        None, FOLDER, "folder of images with which cmi fills the repository at first", library=False
+        None,
+        FOLDER,
+        "folder of images with which the repository is filled at first (cmi, fast_meta, fast)",
+        library=False,
     )
     tv: float = weight(2.5e-5, "weight of total variation (deepinv)")
     l2: float = weight(3e-8, "weight of the Euclidean norm (deepinv)")
@@ -463,6 +466,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         raise UserError(f"--start_epoch {v['start_epoch']} leaves none of {v['epochs']} epochs to run")
     if v["resume"] is not None and v["overwrite"]:
         raise UserError("--resume and --overwrite contradict each other: choose one")
+    v["T"] = v["T"] if method.T is None else method.T
     v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
     settings = Settings(**v)
     return settings, warnings(settings, given)
@@ -484,6 +488,8 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         those = " ".join(f"--{name}" for name in method.takes)
         names = ", ".join(f"--{name}" for name in ignored)
         found.append(f"{s.method} ignores {names}; of such flags it takes {those}")
+    if "T" in given and method.T is not None:
+        found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:
         found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
     if "store_samples" in given and method.stores:

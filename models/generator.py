@@ -1,4 +1,4 @@
-"""The image generator of Fast-Meta (Fang et al., AAAI 2022), as BSR uses it."""
+"""The image generators of CMI and Fast-Meta (Fang et al., IJCAI 2021, AAAI 2022)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,25 @@ class Generator(nn.Module):
 
     Args:
         nz: length of a latent code.
-        ngf: channels before the last convolution; twice as many at the start.
+        ngf: channels before the last convolution; twice as many before the one ahead of it.
+        start: channels at the start, as a multiple of ngf: 2 in the small generator (Fast-Meta, BSR, CMI), 4
+            in the large one (DAFL, ZSKT, DFAD and DFQ, as CMI's code runs them).
         img_size: height and width of the images. One that is not a multiple of 4 is cut from the middle of
             the next larger multiple.
         channels: channels of the images.
     """
 
-    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int = 32, channels: int = 3):
+    def __init__(self, nz: int = 256, ngf: int = 64, img_size: int = 32, channels: int = 3, start: int = 2):
         super().__init__()
         self.nz = nz
         self.img_size = img_size
         quarter = -(-img_size // 4)
-        self.base = (ngf * 2, quarter, quarter)
-        self.l1 = nn.Sequential(nn.Linear(nz, ngf * 2 * quarter**2))
+        self.base = (ngf * start, quarter, quarter)
+        self.l1 = nn.Sequential(nn.Linear(nz, ngf * start * quarter**2))
         self.conv_blocks = nn.Sequential(
-            nn.BatchNorm2d(ngf * 2),
+            nn.BatchNorm2d(ngf * start),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(ngf * 2, ngf * 2, 3, padding=1, bias=False),
+            nn.Conv2d(ngf * start, ngf * 2, 3, padding=1, bias=False),
             nn.BatchNorm2d(ngf * 2),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Upsample(scale_factor=2),

@@ -70,7 +70,13 @@ class MobileNetV2(nn.Module):
                 self.module.add_module(f"bottleneck{stage}_{i + 1}", block)
                 channels = width
         self.module.add_module("follow_Conv", BaseConv(channels, 1280, 1))
-        self.linear = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, num_classes))
+        self.linear = nn.Sequential(nn.Dropout(0.5), nn.Linear(1280, num_classes))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+            elif isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, 0, 0.01)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.adaptive_avg_pool2d(self.module(x), 1)

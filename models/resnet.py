@@ -91,5 +91,13 @@ def resnet34(num_classes: int) -> ResNet:
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes)
 
 
+def is_resnet34(network: nn.Module) -> bool:
+    """Whether a network is `resnet34`, whatever its number of classes."""
+    if not isinstance(network, ResNet) or not isinstance(network.layer1[0], BasicBlock):
+        return False
+    stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+    return [len(stage) for stage in stages] == [3, 4, 6, 3]
+
+
 def resnet50(num_classes: int) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes)

@@ -420,6 +420,22 @@ def test_large_images_keep_three_quarters_of_their_area_or_more(rng):
     assert (scale_y + shift_y.abs()).max() <= 1 + 1e-6
 
 
+def test_only_synthesis_keeps_three_quarters_of_large_images(rng):
+    augment = Augment(PLAIN, flip=False)
+    images = torch.rand(1, 3, 48, 48, generator=rng).expand(64, -1, -1, -1)
+    spread = [
+        (one.warp(images, rng) - images).abs().mean().item() for one in (augment, augment.for_training())
+    ]
+    assert augment.for_training().large_scale == (0.08, 1.0)
+    assert augment.large_scale == (0.75, 1.0)
+    assert spread[1] > spread[0]
+    small = torch.rand(4, 3, 32, 32)
+    crops = []
+    for one in (augment, augment.for_training()):
+        crops.append(one.warp(small, torch.Generator().manual_seed(0)))
+    assert torch.equal(*crops)  # up to 32 pixels both pad and crop
+
+
 def test_gradients_pass_through_augmentation(rng):
     images = torch.rand(4, 3, 32, 32, generator=rng, requires_grad=True)
     Augment(PLAIN, flip=True).warp(images, rng).sum().backward()

@@ -13,7 +13,7 @@ from making import named
 from PIL import Image
 from scipy.io import savemat
 
-from datafree.data.augment import Normalize
+from datafree.data.augment import TRAINING_SCALE, Normalize, crop_windows
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.facts import data_facts, recorded_facts
 from datafree.data.load import load_split
@@ -152,3 +152,37 @@ def test_public_resnets_classify_cifar10_jpeg_as_recorded(tmp_path):
             logits = teacher(normalize(to_float(images(test)[:8])))
         np.testing.assert_allclose(logits, expected["logits_first8"], atol=1e-3)
         assert abs(evaluate(teacher, test.batches(128), normalize, CPU).correct - expected["correct"]) <= 3
+
+
+def test_teachers_are_trained_on_crops_of_whole_images(tmp_path):
+    """The image is red at its left edge, which the central square that is tested on does not show."""
+    pixels = np.zeros((240, 720, 3), np.uint8)
+    pixels[:, :120, 0] = 255
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / f"train/{name}/1.png")
+    train = load_split("folder", "train", tmp_path, img_size=224)
+    assert images(train).max() == 0
+    order, rng = torch.zeros(200, dtype=torch.long), torch.Generator().manual_seed(0)
+    crops = torch.cat([batch for batch, _ in train.batches(50, order, rng)])
+    assert crops.shape == (200, 3, 224, 224)
+    red = (crops[:, 0] > 127).float().mean((1, 2))
+    assert 0.1 < (red > 0).float().mean() < 0.9  # some crops show the edge
+    # A window of share s of the area is as wide as it is high, give or take a third.
+    assert torch.equal(images(train), images(load_split("folder", "train", tmp_path, img_size=224)))
+    grey = next(iter(train.for_channels(1).batches(2, order[:2], rng)))[0]
+    assert grey.shape == (2, 1, 224, 224)
+
+
+def test_windows_have_the_area_and_the_aspect_of_torchvisions():
+    u = torch.rand(4, 20_000, generator=torch.Generator().manual_seed(0))
+    shape = 0.75  # height over width
+    (scale_y, shift_y), (scale_x, shift_x) = crop_windows(u, TRAINING_SCALE, shape)
+    assert ((scale_y + shift_y.abs()) <= 1 + 1e-6).all()
+    assert ((scale_x + shift_x.abs()) <= 1 + 1e-6).all()
+    whole = (scale_x < 1) & (scale_y < 1)  # not cut to the image
+    area, aspect = (scale_x * scale_y)[whole], (scale_x / scale_y / shape)[whole]
+    assert area.min() < 0.09
+    assert aspect.min() > 0.74
+    assert aspect.max() < 1.34
+    assert (scale_x * scale_y).mean().item() == pytest.approx(0.54, abs=0.03)

@@ -4,6 +4,7 @@ import golden_data as golden
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from datafree import losses, models
 from datafree.blg import label_probabilities
@@ -12,12 +13,15 @@ from datafree.data.datasets import NORMALIZATIONS
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
 from datafree.kd import StudentTrainer
+from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.neighbours import SlotTable
 from datafree.networks.penultimate import PenultimateFeatures
-from datafree.settings import Settings
+from datafree.settings import Settings, resolve
 from datafree.synthesis.base import Context
+from datafree.synthesis.cmi import contrast
 from datafree.synthesis.fast_meta import FastMetaSynthesizer
+from datafree.synthesis.generative import GenerativeSynthesizer
 
 ALGORITHM = golden.load("algorithm.json")
 KEYS = golden.load("state_dict_keys.json")
@@ -200,3 +204,73 @@ def test_iho_factors_and_removals(case):
     starts = np.cumsum([0, *expected["sizes"]])
     by_class = [(removed[labels[removed] == k] - starts[k]).tolist() for k in range(len(features))]
     assert by_class == expected["removed"]
+
+
+# The other methods: `peers.json`
+
+PEERS = golden.load("peers.json")
+GENERATIVE = [name for name in PEERS["generative"] if name in METHODS]
+
+
+def large_generator(nz):
+    generator = Generator(nz=nz, ngf=64, img_size=32, start=4)
+    return golden.fill(generator, "large:").train()
+
+
+def test_large_generator_reproduces_its_images():
+    generator, expected = large_generator(256), PEERS["large_generator"]
+    assert shapes(generator) == expected["state_dict"]
+    z = torch.from_numpy(golden.random_state(1).standard_normal((16, 256)))
+    with torch.no_grad():
+        images = generator(z)
+    close(images.mean().item(), expected["mean"])
+    close(images.std(correction=0).item(), expected["std"])
+    close(images[:4, 0, :2, :4].reshape(4, 8), expected["first8"])
+
+
+@pytest.mark.parametrize("method", GENERATIVE)
+def test_generator_steps(method, monkeypatch):
+    """Three steps of dafl, zskt, dfad and dfq, with the published weights of the loss terms."""
+    teacher, student = teacher_and_student()
+    expected = PEERS["generative"][method]
+    settings, _ = resolve({"method": method})
+    weights = {name: getattr(settings, name) for name in ("adv", "bn", "oh", "act", "balance")}
+    assert weights == expected["weights"]
+    assert (settings.lr_g, settings.T, METHODS[method].start) == (1e-3, 1.0, 4)
+    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    nz = METHODS[method].nz
+    synthesizer = GenerativeSynthesizer(context, settings, large_generator(nz))
+    for number, step in enumerate(expected["steps"]):
+        z = torch.from_numpy(golden.random_state(60 + number).standard_normal((16, nz)))
+        monkeypatch.setattr(synthesizer, "_noise", lambda *_shape, z=z: z)
+        made = synthesizer.synthesize(torch.zeros(16, dtype=torch.long), settings.oh)
+        for term, value in step.items():
+            close(made.losses[term], value)
+    weight = synthesizer.generator.l1[0].weight.detach()
+    close(weight.norm().item(), expected["l1_weight_norm"])
+    # The mean of thousands of values of either sign cancels: compare it on the values' scale.
+    assert abs(weight.mean().item() - expected["l1_weight_mean"]) <= 1e-6 * weight.abs().mean().item()
+
+
+@pytest.mark.parametrize("bank", ["empty_bank", "with_bank"])
+def test_cmi_contrastive_loss(bank):
+    expected = PEERS["cmi_contrastive"][bank]
+    new_local, new_global = (
+        torch.from_numpy(golden.random_state(40 + i).standard_normal((8, 24))) for i in (0, 1)
+    )
+    local, whole = (torch.from_numpy(golden.random_state(40 + i).standard_normal((12, 24))) for i in (2, 3))
+    new_local.requires_grad_()
+    new_global.requires_grad_()
+    head = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 16))
+    golden.fill(head, "cmi_head:")
+    cached = torch.cat([whole, local], 1) if bank == "with_bank" else torch.empty(0, 48, dtype=torch.float64)
+    loss = contrast(head, new_global, new_local, cached, PEERS["cmi_contrastive"]["temperature"])
+    loss.backward()
+    close(loss.item(), expected["loss"])
+    close(new_local.grad, expected["grad_local"])
+    assert (new_global.grad is None) == expected["grad_global_is_zero"]
+    gradients = {name: value.grad for name, value in head.named_parameters()}
+    assert gradients.keys() == expected["grad_head"].keys()
+    for name, numbers in expected["grad_head"].items():
+        close(gradients[name].norm().item(), numbers["norm"])
+        close(gradients[name].flatten()[:4], numbers["first"])

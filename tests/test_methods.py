@@ -8,12 +8,13 @@ import torch
 from making import flags
 from torch import nn
 
-from datafree import losses
+from datafree import losses, models
 from datafree.cli.bsr import build_parser
 from datafree.data.augment import Augment, Normalize, OnlyNormalize
 from datafree.distiller import Distiller
 from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
+from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
 from datafree.settings import Settings, resolve
 from datafree.synthesis.base import Context
@@ -151,7 +152,7 @@ def test_the_losses_of_cmi(networks, rng):
     settings = Settings(method="cmi", g_steps=1, lr_g=1e-3, lr_z=1e-3, bn=0.5, adv=0.6, cr=0.8, cr_T=0.2)
     synthesizer = CMISynthesizer(context(networks, rng), settings, TinyGenerator())
     synthesizer.local_augment = lambda images, _rng: NORMALIZE(images) ** 2
-    bank = np.zeros((0, 3))
+    bank = np.zeros((0, 6))
     for call in range(2):
         head = copy.deepcopy(synthesizer.head)
         made = synthesizer.synthesize(TARGETS, 0.9)
@@ -166,45 +167,39 @@ def test_the_losses_of_cmi(networks, rng):
             return out / np.linalg.norm(out, axis=1, keepdims=True)
 
         local, whole = (inputs**2).mean((2, 3)), inputs.mean((2, 3))
-        candidates = project(np.concatenate([whole, bank]))
+        anchors = project(np.concatenate([local, bank[:, 3:]]))
+        candidates = project(np.concatenate([whole, bank[:, :3]]))
+        scores, own = anchors @ candidates.T / 0.2, np.arange(len(anchors))
+        cached = cross_entropy(scores[N:], own[N:]) if call else 0
         expected = {
             "oh": cross_entropy(logits, TARGETS.numpy()),
             "bn": distance,
             "adv": -(kl(softmax(logits), softmax(student_logits)) * agree).mean(),
-            "cr": cross_entropy(project(local) @ candidates.T / 0.2, np.arange(N)),
+            "cr": cross_entropy(scores[:N], own[:N]) + cached,
         }
         weights = {"oh": 0.9, "bn": 0.5, "adv": 0.6, "cr": 0.8}
         expected["total"] = sum(weights[name] * value for name, value in expected.items())
         assert made.losses == pytest.approx(expected, rel=1e-3), f"call {call}"
-        bank = np.concatenate([bank, whole])
+        bank = np.concatenate([bank, np.concatenate([whole, local], 1)])
         np.testing.assert_allclose(synthesizer.bank.float(), bank, rtol=1e-3, atol=1e-3)
 
 
-def test_cmi_describes_views_by_the_inputs_of_batchnorm_or_the_outputs_of_four_blocks():
-    class Blocks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm2d(3)
-            for number in range(1, 5):
-                setattr(self, f"layer{number}", nn.Conv2d(3, 3, 1))
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x):
-            self.outputs = [self.bn(x)]
-            for number in range(1, 5):
-                self.outputs.append(getattr(self, f"layer{number}")(self.outputs[-1]))
-            return self.fc(self.outputs[-1].mean((2, 3)))
-
-    for network in (Blocks().eval(), nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))):
-        description, inputs = ViewDescription(network), torch.rand(2, 3, 4, 4)
-        network.eval()
-        with description.capture():
+def test_cmi_describes_views_by_the_inputs_of_batchnorm_and_of_resnet34_by_those_of_its_stages():
+    """A network with `layer1` to `layer4` is not taken for resnet34."""
+    resnet34, resnet18 = models.create("resnet34", 4).eval(), models.create("resnet18", 4).eval()
+    plain = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    for network, side in ((plain, 4), (resnet34, 32), (resnet18, 32)):
+        description, inputs, seen_by = ViewDescription(network), torch.rand(2, 3, side, side), []
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        if network is resnet34:
+            layers = [network.layer1, network.layer2, network.layer3, network.layer4]
+        for layer in layers:
+            layer.register_forward_pre_hook(lambda _layer, given, seen=seen_by: seen.append(given[0].clone()))
+        with torch.no_grad(), description.capture():
             network(inputs)
-        if isinstance(network, Blocks):
-            expected = network.outputs[1:]
-        else:
-            expected = [inputs, network[1](network[0](inputs))]
-        torch.testing.assert_close(description.value(), torch.cat([x.mean((2, 3)) for x in expected], 1))
+        expected = torch.cat([x.mean((2, 3)) for x in seen_by], 1)
+        torch.testing.assert_close(description.value(), expected)
+        assert network is not resnet34 or expected.shape == (2, 512)
 
 
 def test_the_losses_of_deepinversion(networks, rng, monkeypatch):
@@ -280,13 +275,6 @@ def test_fast_optimises_the_generator_itself(networks):
         assert moved.median().item() == pytest.approx(2e-3, rel=0.05)
         assert bool(synthesizer.meta_optimizer.state) == meta
     assert torch.equal(made[False].images, made[True].images)  # the same steps, of a clone or not
-
-
-def test_info_nce_against_its_formula(rng):
-    anchors, candidates = torch.randn(3, 4, generator=rng), torch.randn(5, 4, generator=rng)
-    scores = np.exp((anchors @ candidates.T).numpy().astype(np.float64) / 0.5)
-    expected = -np.log(scores[range(3), range(3)] / scores.sum(1)).mean()
-    assert losses.info_nce(anchors, candidates, 0.5).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_teaches_the_student():
@@ -365,7 +353,10 @@ def test_published_settings_are_defaults_and_a_flag_given_wins():
     assert shown == (0.1, 5, 1, 1.0, 0.001, 20.0, 200, 0)
     assert (dafl.dlw, dafl.store_samples) == (False, False)
     assert flags("--method", "dafl", "--lr", 0.3, "--oh", 2).lr == 0.3
-    assert flags("--method", "dfad").T == 1.0
+    assert {flags("--method", name).T for name in ("dafl", "zskt", "dfad", "dfq")} == {1.0}
+    assert flags("--method", "fast_meta", "--teacher", "wrn40_2").oh == 0.4
+    assert flags("--method", "fast_meta", "--teacher", "vgg11").oh == 0.5
+    assert flags("--method", "fast_meta", "--teacher", "wrn40_2", "--oh", 1).oh == 1.0
     five = flags("--method", "fast_meta", "--g_steps", 5)
     assert (five.lr_g, five.lr_z, five.epochs) == (3e-3, 0.01, 220)
     assert flags("--method", "fast", "--g_steps", 2, "--lr_z", 1).lr_g == 5e-3
@@ -375,3 +366,22 @@ def test_published_settings_are_defaults_and_a_flag_given_wins():
 def test_a_method_lists_the_flags_it_takes_when_given_others():
     _, (warning,) = resolve(build_parser().given("--method zskt --cr 1 --lr_z 0.1 --adv 2".split()))
     assert warning.startswith("zskt ignores --lr_z, --cr; of such flags it takes --g_steps --lr_g --adv")
+
+
+def test_the_temperature_of_methods_that_fix_it_cannot_be_changed_silently():
+    settings, (warning,) = resolve(build_parser().given("--method zskt --T 20".split()))
+    assert (settings.T, warning) == (1.0, "--T has no effect: zskt teaches at temperature 1, as published")
+
+
+def test_fast_never_draws_layers_anew(networks):
+    made = {}
+    for kind in (FastMetaSynthesizer, FastSynthesizer):
+        torch.manual_seed(3)
+        generator = Generator(nz=5, ngf=2, img_size=8)
+        settings = Settings(g_steps=1, lr_g=1e-9, bn=1.0, adv=0.0, warmup=0, reset_l0=1)
+        synthesizer = kind(context(networks, torch.Generator().manual_seed(0)), settings, generator)
+        synthesizer.calls = 119
+        before = generator.l1[0].bias.detach().clone()
+        synthesizer.synthesize(TARGETS, 0.5)
+        made[kind] = torch.allclose(before, generator.l1[0].bias, atol=1e-6)
+    assert made == {FastMetaSynthesizer: False, FastSynthesizer: True}

@@ -12,6 +12,7 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT, run_here, run_script
+from making import named
 from scipy import stats
 from test_scripts import assert_refused, metrics, write_folder, write_teacher
 
@@ -20,9 +21,9 @@ from datafree.results.measures import BALANCE
 from datafree.results.published import Published
 from datafree.runs import progress
 from datafree.runs.read import read_run
-from datafree.settings import resolve
+from datafree.settings import as_dict, resolve
 
-ROWS = {"bsr": 12, "baselines": 40, "ablation": 39, "ohs": 28, "digits": 9}
+ROWS = {"bsr": 12, "baselines": 120, "ablation": 39, "ohs": 28, "digits": 9}
 
 
 def table_script(name, **environment):
@@ -252,7 +253,7 @@ def test_a_star_marks_what_was_published_with_other_settings(tmp_path):
     for number, differing in enumerate(({}, {"adv": 1.0}, {"epochs": 100}, {"feature_layer": "fc"})):
         write_run(tmp_path / str(number), **{**published, **differing})
         texts.append(Published().text(read_run(tmp_path / str(number))))
-    assert texts == ["94.80", "94.80", "94.80*", "94.80*"]
+    assert texts == ["94.80", "94.80*", "94.80*", "94.80*"]
 
 
 def test_balance_is_shown_by_the_names_that_runs_write():
@@ -313,6 +314,58 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
     assert not (tmp_path / "new").exists()
     listed = table("run", cwd=tmp_path)
     assert "vanilla_kd_images" in listed.stdout
+
+
+STARRED = [  # method, teacher, settings of the run, its cell
+    ("bsr", "resnet34", {}, "94.80"),
+    ("bsr", "resnet34", {"adv": 1.0}, "94.80*"),
+    ("bsr", "resnet34", {"lr_g": 0.1}, "94.80*"),
+    ("bsr", "resnet34", {"g_steps": 5}, "94.80*"),
+    ("bsr", "vgg11", {"adv": 1.0}, "91.06"),
+    ("bsr", "vgg11", {}, "91.06*"),
+    ("fast_meta", "resnet34", {"g_steps": 5, "lr_g": 3e-3, "lr_z": 0.01}, "93.63"),
+    ("fast_meta", "resnet34", {"g_steps": 5, "lr_g": 2e-3, "lr_z": 0.01}, "93.63*"),
+    ("fast_meta", "resnet34", {"oh": 0.4}, "94.05*"),
+    ("deepinv", "resnet34", {"g_steps": 2000}, "93.26"),
+    ("deepinv", "resnet34", {"g_steps": 1000}, "93.26*"),
+    ("cmi", "resnet34", {"g_steps": 500}, "94.84"),
+    ("dafl", "resnet34", {}, "92.22"),
+    ("dafl", "resnet34", {"lr": 0.2}, "92.22*"),
+]
+
+
+@pytest.mark.parametrize(("method", "teacher", "changes", "cell"), STARRED, ids=str)
+def test_a_star_says_that_a_run_has_other_settings_than_the_published_ones(
+    method, teacher, changes, cell, tmp_path
+):
+    settings = as_dict(resolve({"method": method, "teacher": named(teacher)})[0])
+    for name in ("method", "dataset", "teacher", "student", "seed", "mean", "std"):
+        del settings[name]
+    settings |= {"img_size": 32, "flip": True}  # as the data decide
+    pair = teacher, "resnet18"
+    write_run(tmp_path / "run", method=method, pair=pair, **{**settings, **changes})
+    assert Published().text(read_run(tmp_path / "run")) == cell
+
+
+@pytest.mark.parametrize("method", ["fast_meta", "fast"])
+def test_fast_methods_start_with_the_images_of_a_folder_too(method, tmp_path):
+    write_folder(tmp_path / "first", splits=("any",), classes=("thing",), count=10)
+    write_teacher(tmp_path / "teacher.pth")
+    words = "--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1 --epochs 1"
+    words += " --warmup 0 --kd_steps 1 --ep_steps 1 --batch_size 8 --g_steps 1 --cmi_init first"
+    done = run_script(
+        "bsr_main.py",
+        "--method",
+        method,
+        *words.split(),
+        "--save_dir",
+        "out",
+        "--device",
+        "cpu",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["repository"] for row in metrics(tmp_path / "out")] == [18]
 
 
 def test_cmi_starts_with_the_images_of_a_folder(tmp_path):

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 SMALL = 32  # pixels a side, up to which images are padded and cropped back
 PADDING = 4  # pixels around a small image, before it is cropped back
-SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps
+SYNTHESIS_SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps, in synthesis
+TRAINING_SCALE = (0.08, 1.0)  # and in KD and the training of teachers, as torchvision's default
 ASPECT = (3 / 4, 4 / 3)
 
 
@@ -38,18 +39,30 @@ class Augment:
     """Random crop, horizontal flip and normalisation of images (N, C, H, W) in [0, 1].
 
     Images of up to 32 pixels are padded with four black pixels and cropped back; larger ones get a
-    random resized crop of 75 to 100 % of their area. Gradients flow to the images.
+    random resized crop. Gradients flow to the images.
 
     Args:
         normalize: applied last.
         flip: whether to flip half of the images; not where a flip changes the class (digits).
         scale: crop and resize images of any size, to shares of their area in this range.
+        large_scale: the range for images above 32 pixels.
     """
 
-    def __init__(self, normalize: Normalize, flip: bool, scale: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        normalize: Normalize,
+        flip: bool,
+        scale: tuple[float, float] | None = None,
+        large_scale: tuple[float, float] = SYNTHESIS_SCALE,
+    ):
         self.normalize = normalize
         self.flip = flip
-        self.scale = scale
+        self.scale, self.large_scale = scale, large_scale
+
+    def for_training(self) -> Augment:
+        """The same as KD and the training of teachers see images: large ones are cropped to any share of
+        their area from 8 % on."""
+        return Augment(self.normalize, self.flip, self.scale, TRAINING_SCALE)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(N, C, H, W) as given, or float32 in channels-last layout for stored images, which are uint8."""
@@ -89,7 +102,9 @@ class Augment:
             shift_y, shift_x = pixels[0] * (2 / height), pixels[1] * (2 / width)  # images span -1 .. 1
             scale_y = scale_x = torch.ones(n, device=images.device)
         else:
-            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(n, generator, self.scale or SCALE)
+            (scale_y, shift_y), (scale_x, shift_x) = self._resized_crop(
+                n, generator, self.scale or self.large_scale
+            )
         if self.flip:
             sign = torch.rand(n, generator=generator, device=images.device) < 0.5
             scale_x = torch.where(sign, -scale_x, scale_x)
@@ -107,17 +122,34 @@ class Augment:
 
     @staticmethod
     def _resized_crop(
-        n: int, generator: torch.Generator, scale: tuple[float, float] = SCALE
+        n: int, generator: torch.Generator, scale: tuple[float, float] = SYNTHESIS_SCALE
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Scale and shift of rows and of columns: area uniform in `scale`, aspect log-uniform in ASPECT,
-        a side that would leave the image cut to its edge."""
         u = torch.rand(4, n, generator=generator, device=generator.device)
-        area = scale[0] + (scale[1] - scale[0]) * u[0]
-        low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
-        root = (0.5 * (low + (high - low) * u[1])).exp()
-        scale_x = (area.sqrt() * root).clamp(max=1)
-        scale_y = (area.sqrt() / root).clamp(max=1)
-        return (scale_y, (2 * u[2] - 1) * (1 - scale_y)), (scale_x, (2 * u[3] - 1) * (1 - scale_x))
+        return crop_windows(u, scale)
+
+
+def crop_windows(
+    u: Tensor, scale: tuple[float, float], shape: float = 1.0
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Windows of images, as a random resized crop takes them: area uniform in `scale`, aspect log-uniform in
+    ASPECT, a side that would leave the image cut to its edge.
+
+    Args:
+        u: (4, n), uniform in [0, 1).
+        scale: share of the image's area.
+        shape: height over width of the image.
+
+    Returns:
+        Scale and shift of rows, and of columns: a window reaches from shift - scale to shift + scale, of an
+            image
+        that reaches from -1 to 1.
+    """
+    area = scale[0] + (scale[1] - scale[0]) * u[0]
+    low, high = math.log(ASPECT[0]), math.log(ASPECT[1])
+    root = (0.5 * (low + (high - low) * u[1])).exp() * shape**0.5
+    scale_x = (area.sqrt() * root).clamp(max=1)
+    scale_y = (area.sqrt() / root).clamp(max=1)
+    return (scale_y, (2 * u[2] - 1) * (1 - scale_y)), (scale_x, (2 * u[3] - 1) * (1 - scale_x))
 
 
 class OnlyNormalize(Augment):
@@ -132,3 +164,17 @@ class OnlyNormalize(Augment):
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """The images as given."""
         return images
+
+
+class OnlyFlip(Augment):
+    """No crop: for images that are random crops already."""
+
+    def _shifts(self, images: Tensor) -> bool:
+        return False
+
+    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Half of the images mirrored, if `flip` is on."""
+        if not self.flip:
+            return images
+        mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+        return torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -15,6 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from datafree.data.augment import TRAINING_SCALE, crop_windows
 from datafree.data.datasets import SPECS
 from datafree.data.image_set import ImageSet, in_memory
 from datafree.errors import UserError
@@ -103,6 +104,18 @@ def _decode(path: Path, img_size: int) -> Tensor:
     return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
 
 
+def _decode_crop(path: Path, u: Tensor, img_size: int) -> Tensor:
+    """uint8 (3, img_size, img_size): a random crop of the whole image, see `crop_windows`, resized."""
+    image = _open(path)
+    width, height = image.size
+    rows, columns = crop_windows(u[:, None], TRAINING_SCALE, height / width)
+    top, bottom = ((rows[1] + side * rows[0] + 1).item() / 2 * height for side in (-1, 1))
+    left, right = ((columns[1] + side * columns[0] + 1).item() / 2 * width for side in (-1, 1))
+    box = max(0.0, left), max(0.0, top), min(float(width), right), min(float(height), bottom)
+    image = image.resize((img_size, img_size), Image.Resampling.BILINEAR, box)
+    return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
+
+
 @dataclass
 class _FolderReader:
     files: list[Path]
@@ -116,6 +129,11 @@ class _FolderReader:
     def __call__(self, indices: Tensor) -> Tensor:
         paths = [self.files[index] for index in indices.tolist()]
         return torch.stack(list(self.pool.map(partial(_decode, img_size=self.img_size), paths)))
+
+    def crops(self, indices: Tensor, u: Tensor) -> Tensor:
+        """See `ImageSet.read_crops`."""
+        paths = [self.files[index] for index in indices.tolist()]
+        return torch.stack(list(self.pool.map(partial(_decode_crop, img_size=self.img_size), paths, u.T)))
 
 
 def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
@@ -142,7 +160,7 @@ def _read_files(
     reader = _FolderReader(files, img_size, workers)
     if img_size <= IN_MEMORY_SIZE:
         return in_memory(reader(torch.arange(len(files))), labels, classes)
-    return ImageSet(reader, labels, classes)
+    return ImageSet(reader, labels, classes, reader.crops)
 
 
 def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:

@@ -13,12 +13,14 @@ from torch import Tensor
 class ImageSet:
     """Labelled images, uint8 (N, 3, H, W), kept in memory or decoded as they are asked for.
 
-    `read` maps a tensor of indices to images; `labels` is int64 (N,).
-    """
+    `read` maps a tensor of indices to images; `labels` is int64 (N,). Where images are larger than what is
+    read of them, `read_crops` maps indices (n,) and uniform numbers (4, n) to random crops of the whole
+    images."""
 
     read: Callable[[Tensor], Tensor]
     labels: Tensor
     classes: Sequence[str]
+    read_crops: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -28,17 +30,29 @@ class ImageSet:
         if channels == 3:
             return self
 
-        def read(indices: Tensor) -> Tensor:
-            return self.read(indices).float().mean(1, keepdim=True).round().to(torch.uint8)
+        def grey(images: Tensor) -> Tensor:
+            return images.float().mean(1, keepdim=True).round().to(torch.uint8)
 
-        return ImageSet(read, self.labels, self.classes)
+        crops, read = self.read_crops, self.read
+        return ImageSet(
+            lambda indices: grey(read(indices)),
+            self.labels,
+            self.classes,
+            crops and (lambda indices, u: grey(crops(indices, u))),
+        )
 
-    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels, `batch_size` at a time (the last batch may be smaller), in stored order or
-        in the order of the indices given."""
+        in the order of the indices given. With `rng`, random crops of them where there are `read_crops`."""
         order = torch.arange(len(self)) if order is None else order
         for indices in order.split(batch_size):
-            yield self.read(indices), self.labels[indices]
+            if rng is not None and self.read_crops:
+                u = torch.rand(4, len(indices), generator=rng, device=rng.device).cpu()
+                yield self.read_crops(indices, u), self.labels[indices]
+            else:
+                yield self.read(indices), self.labels[indices]
 
 
 def in_memory(images: Tensor, labels: Tensor, classes: Sequence[str]) -> ImageSet:

@@ -16,6 +16,7 @@ from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
 from datafree.distiller import Distiller
 from datafree.errors import Stopped, UserError
+from datafree.methods import METHODS
 from datafree.networks.portable import describe
 from datafree.runs.contact_sheet import export_repository
 from datafree.runs.environment import environment
@@ -108,9 +109,9 @@ class Distillation:
         )
 
     def _first_samples(self) -> Iterable[torch.Tensor]:
-        """Batches of the images with which cmi fills the repository at first."""
+        """Batches of the images with which `cmi_init` fills the repository at first."""
         s = self.settings
-        if not (s.cmi_init and s.method == "cmi" and s.resume is None):
+        if not (s.cmi_init and "cmi_init" in METHODS[s.method].takes and s.resume is None):
             return ()
         images = load_folder(Path(s.cmi_init), self.facts.img_size, s.workers)
         return (batch for batch, _ in images.for_channels(self.facts.channels).batches(s.batch_size))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from datafree import losses
+from datafree.data.augment import OnlyFlip
 from datafree.data.facts import DataFacts, data_facts, recorded_facts
 from datafree.data.image_folders import load_folder
 from datafree.data.image_set import ImageSet
@@ -67,7 +68,8 @@ def fit(
     optimizer = torch.optim.SGD(network.parameters(), s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, s.epochs))
     rng = torch.Generator(device).manual_seed(s.seed)
-    augment = facts.augment
+    # Images that are read as random crops are only flipped.
+    augment = OnlyFlip(facts.normalize, facts.flip) if images.read_crops else facts.augment.for_training()
     # Full batches only: a small last one would ruin the BatchNorm statistics.
     batch_size = min(s.batch_size, len(images))
     steps = len(images) // batch_size
@@ -77,7 +79,7 @@ def fit(
             network.train()
             total = torch.zeros((), device=device)
             order = torch.randperm(len(images), generator=rng, device=device).cpu()
-            for batch, labels in images.batches(batch_size, order[: steps * batch_size]):
+            for batch, labels in images.batches(batch_size, order[: steps * batch_size], rng):
                 inputs = augment(to_float(batch.to(device, non_blocking=True)), rng)
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
                 loss = criterion(network, inputs, labels.to(device, non_blocking=True))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datafree.data.augment import Augment
 from datafree.data.pixels import to_uint8
+from datafree.methods import Method
 from datafree.models.generator import Generator
 from datafree.networks.bn_statistics import BNStatistics
 from datafree.networks.penultimate import PenultimateFeatures
@@ -62,10 +63,10 @@ class Context:
     autocast: Autocast = nullcontext
     features: PenultimateFeatures | None = None
 
-    def small_generator(self, nz: int) -> Generator:
-        """Fast-Meta's generator, initialised by torch's global random state."""
+    def make_generator(self, method: Method) -> Generator:
+        """The method's generator, initialised by torch's global random state."""
         channels, _, img_size = self.image_shape
-        generator = Generator(nz, 64, img_size, channels).to(self.rng.device)
+        generator = Generator(method.nz, 64, img_size, channels, method.start).to(self.rng.device)
         return generator.to(memory_format=torch.channels_last)
 
 

@@ -15,6 +15,7 @@ from datafree import losses
 from datafree.data.augment import Augment
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
+from datafree.models.resnet import is_resnet34
 from datafree.settings import Settings
 from datafree.synthesis.base import (
     Context,
@@ -43,15 +44,16 @@ class CMISynthesizer(Synthesizer):
 
         bn * L_bn + oh * L_oh + adv * L_adv + cr * L_cr
 
-    The first three are seen on a global view of each image (crop, flip). L_cr is InfoNCE between the
-    local view (a random resized crop, flip) of each image and its global view, against the global views of
-    the others and of samples made before. A view is described by the spatial means of the inputs of all
-    the teacher's BatchNorm layers (of a network with `layer1` to `layer4`, such as resnet34, the outputs of
-    these), projected by a two-layer head that learns along and has unit length.
+    The first three are seen on a global view of each image (crop, flip). L_cr contrasts the local view (a
+    random resized crop, flip) of each image with the global views of all images, its own being the right
+    one; images made before take part, both as anchors and as candidates, see `losses.contrastive`. A view is
+    described by the spatial means of the inputs of all the teacher's BatchNorm layers (of resnet34: of its
+    `layer1` to `layer4`, as published), projected to unit length by a two-layer head that learns along.
 
-    Published code differs from the paper in where it stops gradients; here both views pass them on, as in
-    the paper's equation of the contrastive loss. The bank keeps its rows in half precision and is a part of
-    every checkpoint: up to 40,960 rows, 220 MB for wrn40_2; `--save_every` makes these fewer.
+    A bank keeps both views of the images kept from each call: up to 40,960 rows, of which each step draws
+    4,096 at random. This is what the published code computes; the paper's equation has gradients through
+    both views, the code stops those through the global ones. The bank is kept in half precision here, and is
+    a part of every checkpoint: up to 440 MB for wrn40_2; `--save_every` makes these fewer.
 
     Args:
         context: see `Context`; its `augment` makes the global views.
@@ -61,7 +63,7 @@ class CMISynthesizer(Synthesizer):
 
     def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
         super().__init__(context)
-        self.generator = generator or context.small_generator(METHODS[settings.method].nz)
+        self.generator = generator or context.make_generator(METHODS[settings.method])
         self.settings = settings
         teacher, augment, processes, device = self.teacher, self.augment, self.processes, self.rng.device
         self.local_augment = Augment(augment.normalize, augment.flip, LOCAL_SCALE)
@@ -76,7 +78,8 @@ class CMISynthesizer(Synthesizer):
         ).to(device)
         processes.follow_first(list(self.head.parameters()))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), settings.lr_g)
-        self.bank = torch.empty((0, dim), dtype=torch.float16, device=device)  # global views, oldest first
+        # Global and local view of an image a row, oldest first.
+        self.bank = torch.empty((0, 2 * dim), dtype=torch.float16, device=device)
 
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
@@ -108,7 +111,7 @@ class CMISynthesizer(Synthesizer):
     def _loss(
         self, images: Tensor, targets: Tensor, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Total loss; its terms, unweighted; the descriptions of the global views."""
+        """Total loss; its terms, unweighted; both views of each image, as the bank keeps them."""
         s = self.settings
         # The local view first: what is left in `self.features` is then of the global one.
         with self.autocast(), self.description.capture():
@@ -125,19 +128,17 @@ class CMISynthesizer(Synthesizer):
             "oh": F.cross_entropy(logits, targets),
             "bn": loss_bn,
             "adv": loss_adv,
-            "cr": self._contrast(local_views, global_views),
+            "cr": self._contrast(global_views, local_views),
         }
         weights = {"oh": alpha, "bn": s.bn, "adv": s.adv, "cr": s.cr}
-        return weighted(terms, weights), terms, global_views
+        return weighted(terms, weights), terms, torch.cat([global_views, local_views], 1)
 
-    def _contrast(self, local_views: Tensor, global_views: Tensor) -> Tensor:
-        """InfoNCE of projected views (N, D), with negatives drawn from the bank."""
+    def _contrast(self, global_views: Tensor, local_views: Tensor) -> Tensor:
+        """The contrastive loss of the views (N, D) of new images, with images drawn from the bank."""
         count = min(NEGATIVES, len(self.bank))
         drawn = torch.randperm(len(self.bank), generator=self.rng, device=self.rng.device)[:count]
-        views = torch.cat([local_views, global_views, self.bank[drawn].to(local_views)])
-        projected = F.normalize(self.head(views), dim=1)
-        anchors, candidates = projected.split([len(local_views), len(global_views) + count])
-        return losses.info_nce(anchors, candidates, self.settings.cr_T)
+        cached = self.bank[drawn].to(local_views)
+        return contrast(self.head, global_views, local_views, cached, self.settings.cr_T)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -156,16 +157,32 @@ class CMISynthesizer(Synthesizer):
         self.calls = int(state["calls"])
 
 
+def contrast(
+    head: nn.Module, global_views: Tensor, local_views: Tensor, cached: Tensor, temperature: float
+) -> Tensor:
+    """CMI's contrastive loss of images from their views, see `losses.contrastive`.
+
+    Args:
+        head: projects views (N, D).
+        global_views, local_views: (N, D), of the new images.
+        cached: (M, 2 D), global and local views of images made before; M may be 0.
+        temperature: above 0.
+    """
+    cached_global, cached_local = cached.chunk(2, 1)
+    anchors = F.normalize(head(torch.cat([local_views, cached_local])), dim=1)
+    with torch.no_grad():
+        candidates = F.normalize(head(torch.cat([global_views, cached_global])), dim=1)
+    return losses.contrastive(anchors, candidates, len(local_views), temperature)
+
+
 class ViewDescription:
-    """What a network sees in an image: spatial means of what goes into its BatchNorm layers or, of a network
-    with `layer1` to `layer4`, of what these put out; of one with neither, its penultimate features."""
+    """What a network sees in an image: spatial means of what goes into its BatchNorm layers, or of resnet34
+    into `layer1` to `layer4`; of a network without BatchNorm layers, its penultimate features."""
 
     def __init__(self, network: nn.Module):
-        blocks = [getattr(network, f"layer{number}", None) for number in range(1, 5)]
-        self._layers: list[nn.Module] = [block for block in blocks if block is not None]
-        self._outputs = len(self._layers) == len(blocks)
-        if not self._outputs:
-            self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._layers: list[nn.Module] = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        if is_resnet34(network):
+            self._layers = [network.get_submodule(f"layer{number}") for number in range(1, 5)]
         if not self._layers:
             linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
             self._layers = list(linear[-1:])
@@ -175,14 +192,14 @@ class ViewDescription:
     def capture(self) -> Iterator[None]:
         """Describe the forward pass of the network inside the block."""
 
-        def hook(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-            def keep(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                seen = at_least_single(output if self._outputs else inputs[0])
+        def hook(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def keep(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                seen = at_least_single(inputs[0])
                 self._means[index] = seen.flatten(2).mean(2) if seen.dim() > 2 else seen
 
             return keep
 
-        handles = [layer.register_forward_hook(hook(index)) for index, layer in enumerate(self._layers)]
+        handles = [layer.register_forward_pre_hook(hook(index)) for index, layer in enumerate(self._layers)]
         try:
             yield
         finally:

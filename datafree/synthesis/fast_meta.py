@@ -49,7 +49,7 @@ class FastMetaSynthesizer(Synthesizer):
 
     def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
         super().__init__(context, settings.bn_mmt)
-        self.generator = generator or context.small_generator(METHODS[settings.method].nz)
+        self.generator = generator or context.make_generator(METHODS[settings.method])
         self.settings = settings
         self.meta_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=settings.lr_g * settings.g_steps, betas=ADAM_BETAS
@@ -61,7 +61,7 @@ class FastMetaSynthesizer(Synthesizer):
         """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`."""
         s = self.settings
         self.calls += 1
-        if self.calls == RESET_CALL + s.warmup:
+        if self.clones and self.calls == RESET_CALL + s.warmup:
             self._reset_generator()
         if z is None:
             z = self._noise(len(targets), self.generator.nz)
@@ -135,7 +135,8 @@ class FastMetaSynthesizer(Synthesizer):
 
 
 class FastSynthesizer(FastMetaSynthesizer):
-    """Without a clone and a meta step: what the steps of a call do to the generator stays."""
+    """Without a clone and a meta step: what the steps of a call do to the generator stays. No layer is ever
+    drawn anew: the published code (Fast-Datafree) stores the flag and does not use it."""
 
     clones = False
 

@@ -61,7 +61,7 @@ class GenerativeSynthesizer(Synthesizer):
     def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
         super().__init__(replace(context, augment=OnlyNormalize(context.augment.normalize)))
         method = METHODS[settings.method]
-        self.generator = generator or context.small_generator(method.nz)
+        self.generator = generator or context.make_generator(method)
         self.settings, self.divergence = settings, method.divergence
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
 
