@@ -28,8 +28,8 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--compare",
         nargs=2,
-        metavar=("METHOD", "OTHER"),
-        help="mean difference of two rows over the seeds they share",
+        metavar=("ROW", "OTHER"),
+        help="mean difference of two rows, as the table names them, over the seeds they share",
     )
     parser.add_argument(
         "--checkpoints",

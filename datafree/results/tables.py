@@ -129,6 +129,14 @@ def from_scratch(folder: Path, dataset: str, student: NetworkName) -> float | No
         return None
 
 
+def _judged(rows: list[Row]) -> str:
+    """What the figures of some rows are."""
+    accurate = {run.accurate for row in rows for run in row.runs}
+    if accurate == {False}:
+        return "agreement with the teacher (which is not accuracy)"
+    return "test accuracy" if accurate == {True} else "test accuracy (or agreement, where a row says so)"
+
+
 def overview(
     dataset: str, by_pair: dict[Pair, list[Row]], yardsticks: dict[Pair, Yardsticks], published: Published
 ) -> Table:
@@ -148,7 +156,9 @@ def overview(
             text = cell(spread(row.values("last_top1")), published.text(row.runs[0])) if row else "-"
             cells.append(text)
         lines.append([label, *cells])
-    caption = f"{dataset}: test accuracy in % after the last epoch [published: best epoch; * other settings]"
+    caption = (
+        f"{dataset}: {_judged(rows)} in % after the last epoch [published: best epoch; * other settings]"
+    )
     return Table(caption, ["method", *map(str, by_pair)], lines)
 
 
@@ -172,7 +182,7 @@ def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -
             ]
         )
     return Table(
-        f"{rows[0].dataset}, {rows[0].pair.words}: test accuracy in %, balance, time", headings, lines
+        f"{rows[0].dataset}, {rows[0].pair.words}: {_judged(rows)} in %, balance, time", headings, lines
     )
 
 

@@ -129,6 +129,12 @@ def read_run(path: Path, finished: bool = True) -> Run:
             if not all(isinstance(value, (int, float, type(None))) for value in figures):
                 raise TypeError("a figure that is no number")
             float(summary["last_top1"])
+    except FileNotFoundError as error:
+        if (path / CONFIG).is_file():
+            raise UserError(
+                f"{path} is not finished: it has no {SUMMARY}; continue it with --resume"
+            ) from error
+        raise UserError(f"{path} is no run: it has no {CONFIG}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         kind = "a finished run" if finished else "a run"
         raise UserError(f"{path} cannot be read as {kind} ({error!r}): leave it out") from error
