@@ -129,7 +129,7 @@ def from_scratch(folder: Path, dataset: str, student: NetworkName) -> float | No
         return None
 
 
-def _judged(rows: list[Row]) -> str:
+def _judged(rows: Sequence[Row]) -> str:
     """What the figures of some rows are."""
     accurate = {run.accurate for row in rows for run in row.runs}
     if accurate == {False}:

@@ -74,8 +74,9 @@ class Synthesizer(ABC):
     """Makes batches of images that the teacher takes for given classes.
 
     A method's class is made with a `Context` and the settings. Whatever is random is drawn from the
-    context's generator; state that lasts from call to call is in `state_dict`, and is the same in all processes
-    (they resume from the first one's). `calls` counts the calls of `synthesize`. The base takes care of what all share: looking at the teacher, and labelling what is made.
+    context's generator; state that lasts from call to call is in `state_dict`, and is the same in all
+    processes (they resume from the first one's). `calls` counts the calls of `synthesize`. The base takes
+    care of what all share: looking at the teacher, and labelling what is made.
 
     Args:
         context: see `Context`.
