@@ -100,9 +100,10 @@ def few(*values: int) -> Kind:
             raise ValueError(f"{value} is not one of {', '.join(map(str, values))}")
         return int(value)
 
-    return Kind(check, _number(True, "a whole number", -(2**63)).read, values=values)
+    return Kind(check, WHOLE.read, values=values)
 
 
+WHOLE = _number(True, "a whole number", -(2**63))
 COUNT = _number(True, "a whole number above 0", 0, above=True)
 COUNT_OR_NONE = _number(True, "a whole number, 0 or more", 0)
 POSITIVE = _number(False, "a number above 0", 0, above=True)

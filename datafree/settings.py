@@ -26,6 +26,7 @@ from datafree.kinds import (
     SIZE,
     SWITCH,
     TEXT,
+    WHOLE,
     Kind,
     choice,
     few,
@@ -48,6 +49,7 @@ DATASETS = ", ".join(SPECS)
 NETWORK = Kind(_network)
 OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(value))))
 ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...")
+REPORT = Kind(lambda value: max(0, WHOLE.check(value)), WHOLE.read)  # published commands have -1 for never
 RESUME = Kind(TEXT.check, metavar="CHECKPOINT", alone="")
 RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
 
@@ -244,8 +246,10 @@ class KD:
     warmup: int = setting(20, COUNT_OR_NONE, "number of first epochs, which only fill the repository")
     kd_steps: int = setting(400, COUNT, "student steps after each synthesis")
     ep_steps: int = setting(400, COUNT, "student steps in an epoch, with ep_steps // kd_steps syntheses")
-    batch_size: int = setting(256, COUNT, "images in a student step")
-    lr: float = setting(0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)")
+    batch_size: int = setting(256, COUNT, "images in a student step", also=("-b",))
+    lr: float = setting(
+        0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)", also=("--learning_rate",)
+    )
     T: float = setting(20.0, POSITIVE, "temperature of distillation")
     amp: str = setting(
         "off",
@@ -296,10 +300,7 @@ class Running:
         False, SWITCH, "write the samples as PNG files in class folders at the end"
     )
     print_freq: int = option(
-        0,
-        COUNT_OR_NONE,
-        "also report the loss after every N student steps; 0 reports once an epoch",
-        also=("-p",),
+        0, REPORT, "also report the loss after every N student steps; 0 reports once an epoch", also=("-p",)
     )
     repository_memory: int | None = option(
         None,
@@ -488,6 +489,14 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         those = " ".join(f"--{name}" for name in method.takes)
         names = ", ".join(f"--{name}" for name in ignored)
         found.append(f"{s.method} ignores {names}; of such flags it takes {those}")
+    on = [name for name in ("dlw", "blg", "iho") if given.get(name)]
+    rest = [name for name in ("dlw", "blg", "iho") if name not in given]
+    if s.method == "bsr" and on and rest:
+        off = " ".join(f"--no-{name}" for name in rest)
+        found.append(
+            f"bsr has {' and '.join(name.upper() for name in rest)} on too: add {off} for "
+            f"{' and '.join(name.upper() for name in on)} alone, as the published ablation means it"
+        )
     if "T" in given and method.T is not None:
         found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:

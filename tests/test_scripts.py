@@ -14,6 +14,8 @@ from PIL import Image
 from torch import nn
 
 from datafree import models
+from datafree.cli.bsr import build_parser
+from datafree.settings import resolve
 
 TINY = [
     *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
@@ -332,6 +334,29 @@ def test_help_explains_every_flag_and_imports_nothing_heavy(script, tmp_path):
         assert re.search(r"[a-z]{2,} [a-z]", text), f"{flag} is not explained"
 
 
+PUBLISHED_WORDS = [  # what users of published code type, and what it means
+    ("--test_teacher True", {"test_teacher": True}),
+    ("--test_teacher False --lr 0.1", {"lr": 0.1}),
+    ("--dlw False", {"dlw": False}),
+    ("--epoch 200", {"epochs": 200}),
+    ("--print_freq -1", {"print_freq": 0}),
+    ("-b 64 --learning-rate 0.3", {"batch_size": 64, "lr": 0.3}),
+    ("--oh_mem 4", {"oh_memory_size": 4}),
+]
+
+
+@pytest.mark.parametrize(("words", "given"), PUBLISHED_WORDS, ids=lambda value: str(value)[:40])
+def test_words_of_published_commands_are_understood(words, given):
+    assert build_parser().given(words.split()) == given
+
+
+def test_a_component_named_beside_bsr_does_not_silently_switch_on_all():
+    settings, (warning,) = resolve(build_parser().given("--method bsr --dlw --g_steps 5".split()))
+    assert (settings.dlw, settings.blg, settings.iho) == (True, True, True)
+    assert warning.startswith("bsr has BLG and IHO on too: add --no-blg --no-iho for DLW alone")
+    assert resolve(build_parser().given("--dlw --no-blg --no-iho".split()))[1] == []
+
+
 BAD_FLAGS = [
     (["--warmup", 30, "--epochs", 20], "--warmup 30 is beyond --epochs 20"),
     (["--batch_size", 0], "0 is not a whole number above 0"),
@@ -349,6 +374,7 @@ BAD_FLAGS = [
     (["--method", "cmi", "--cmi_init", "nowhere"], "no teacher"),
     (["--dlw_mode", "dynamik"], "did you mean dynamic?"),
     (["--bath_size", 3], "did you mean --batch_size?"),
+    (["--oh_m", 3], "unknown argument --oh_m"),  # more than one flag begins so
     (["--resume", "--overwrite"], "contradict"),
     (["--seed", 10**30], "not a whole number"),
     (["--device", "cuda:200"], "no device cuda:200"),

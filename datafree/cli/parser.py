@@ -16,7 +16,10 @@ class Parser(argparse.ArgumentParser):
     """Dashes and underscores in the names of flags are the same; errors are one line with exit status 2."""
 
     def __init__(self, description: str, epilog: str | None = None):
-        self._spellings: dict[str, str] = {}
+        self._spellings: dict[str, str] = {}  # a flag with underscores: as it is registered
+        self._opposites: dict[
+            str, str
+        ] = {}  # a flag without a value: what is the same with "False" behind it
         super().__init__(
             description=description,
             epilog=epilog,
@@ -45,7 +48,10 @@ class Parser(argparse.ArgumentParser):
             )
 
     def _known(self, action: argparse.Action) -> argparse.Action:
-        self._spellings |= {_canonical(name): name for name in action.option_strings if name[:2] == "--"}
+        names = [name for name in action.option_strings if name[:2] == "--"]
+        self._spellings |= {_canonical(name): name for name in names}
+        if action.nargs == 0 and action.dest != "help":
+            self._opposites |= dict(zip(names, names[1:] or [""], strict=False))
         return action
 
     def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
@@ -55,15 +61,29 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse's overloads say the same in three parts
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        words = []
+        words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
+            if word in ("True", "False") and words and words[-1] in self._opposites:
+                # `--test_teacher True`, as published commands have it.
+                words[-1:] = (
+                    [words[-1]] if word == "True" else list(filter(None, [self._opposites[words[-1]]]))
+                )
+                continue
             name, equals, value = word.partition("=")
-            words.append(self._spellings.get(_canonical(name), name) + equals + value)
+            words.append(self._spelled(name) + equals + value)
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
             hint = did_you_mean(_canonical(unknown[0]), self._spellings)
             self.error(f"unknown argument {unknown[0]}{hint or '; see --help'}")
         return parsed
+
+    def _spelled(self, name: str) -> str:
+        """A flag as it is registered: with dashes or underscores, or cut short where that leaves no doubt."""
+        canonical = _canonical(name)
+        if canonical in self._spellings or name[:2] != "--" or len(name) < 4:
+            return self._spellings.get(canonical, name)
+        longer = [own for spelled, own in self._spellings.items() if spelled.startswith(canonical)]
+        return longer[0] if len(longer) == 1 else name
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
