@@ -278,14 +278,14 @@ class Distiller:
         self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
-        if self.held_out:
+        if self.held_out and state["held_out"]:  # an earlier version held none out beside test images
             self.held_out.load_state_dict(state["held_out"])
         evaluation = state["evaluation"]
         if evaluation is not None:
             require_like(evaluation, asdict(Evaluation(0.0, 0.0, 0.0, 0, 0)), "evaluation")
         self.evaluation = Evaluation(**evaluation) if evaluation else None
         self.streams.load_state_dict(own)
-        # Last: it forgets what was stored since, for which there must be no doubt about the rest.
+        # Last: this deletes the samples stored after the checkpoint, so that all else must have loaded.
         self.repository.load_state_dict(state["repository"])
 
 

@@ -46,7 +46,7 @@ def _number(whole: bool, what: str, low: float, *, above: bool = False, below: f
             if isinstance(value, (str, bool)):
                 raise TypeError
             number = operator.index(value) if whole else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"{value!r} is not {what}") from None
         if not abs(number) < below or number < low or (above and number == low):
             raise ValueError(f"{value} is not {what}")
@@ -84,7 +84,7 @@ def choice(what: str, known: Sequence[str]) -> Kind:
     """One of some names. For any other the nearest is suggested."""
 
     def check(value: Any) -> str:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             hint = did_you_mean(str(value), known)
             raise ValueError(f"unknown {what} {value}{hint} (known: {' '.join(known)})")
         return value

@@ -90,7 +90,12 @@ class Networks:
         default_text="the linear layer that gives its logits",
     )
     channels: int | None = setting(
-        None, few(1, 3), "channels of the images", library=False, default_text="those that the teacher takes"
+        None,
+        few(1, 3),
+        "channels of the images",
+        table=False,
+        library=False,
+        default_text="those that the teacher takes",
     )
     pretrained: bool = setting(
         False,
@@ -145,6 +150,7 @@ class TestData(Data):
         None,
         FOLDER,
         "with --dataset none: labelled images to test the student on, a folder for each class",
+        table=False,
         library=False,
     )
 
@@ -501,7 +507,7 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:
         found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
-    if "store_samples" in given and method.stores:
+    if given.get("store_samples") and method.stores:
         found.append(f"--store_samples has no effect: {s.method} always stores its samples")
     if s.dlw and "oh" in given:
         found.append("--oh has no effect while DLW sets alpha: use --oh_min or --no-dlw")

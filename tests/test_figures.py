@@ -407,7 +407,7 @@ def test_tensorboard_events_hold_metrics_and_sheets(runs):
 def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     report_script = "show_result/report.py"
     for script in (POINTS, report_script):
-        assert_refused(run_here(script, tmp_path, cwd=tmp_path), "cannot be read as")
+        assert_refused(run_here(script, tmp_path, cwd=tmp_path), "is no run: it has no config.json")
     shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin", "repository"))
     assert_refused(run_here(POINTS, "bare", cwd=tmp_path), "has no samples")
     shutil.copytree(runs / "bsr", tmp_path / "cut")

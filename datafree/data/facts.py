@@ -1,4 +1,4 @@
-"""What must be known of the data: nothing of it is an image."""
+"""Facts about the data that distillation needs: classes, image size, normalisation. No image is read."""
 
 from __future__ import annotations
 

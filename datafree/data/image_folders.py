@@ -164,7 +164,7 @@ def _read_files(
 
 
 def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
-    """Every image in a folder and those below it, unlabelled: in one class of no name.
+    """All images in a folder and its subfolders, without labels: a single class with an empty name.
 
     Raises:
         UserError: there is none, or one cannot be read.
@@ -182,7 +182,7 @@ def load_labelled(folder: Path, img_size: int, num_classes: int, workers: int = 
     of these numbers; others are all the classes, in alphabetical order.
 
     Raises:
-        UserError: they are none of both, or one cannot be read.
+        UserError: the folder names fit neither rule, or an image cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"no folder of images at {folder}: check the path")

@@ -99,9 +99,9 @@ def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) ->
 def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
     """What the rows of one pair are compared with: their teacher, and the student trained on real images.
 
-    Teachers with different `teacher_args` are different networks: each has its own figure. The file of the
-    student from scratch does not say which `student_args` it is of, so that rows with different ones are
-    compared with none.
+    Teachers with different `teacher_args` are different networks: each has its own figure. Rows with
+        different
+    `student_args` are compared with no student from scratch, and others with one of the same arguments.
     """
     dataset, pair = rows[0].dataset, rows[0].pair
     teachers: dict[Any, set[float]] = defaultdict(set)
@@ -109,7 +109,8 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
         teachers[row.runs[0].setting("teacher_args")].update(row.values("teacher_top1"))
     measured = " / ".join(spread(sorted(figures)) for figures in teachers.values() if figures)
     students = {row.runs[0].setting("student_args") for row in rows}
-    scratch = from_scratch(checkpoints, dataset, pair.student) if len(students) == 1 else None
+    alone = len(students) == 1
+    scratch = from_scratch(checkpoints, dataset, pair.student, *students) if alone else None
     return {
         "teacher": (measured or "-", number(published.of("teacher", dataset, pair))),
         "student from scratch": (
@@ -119,13 +120,14 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
     }
 
 
-def from_scratch(folder: Path, dataset: str, student: NetworkName) -> float | None:
+def from_scratch(folder: Path, dataset: str, student: NetworkName, arguments: str | None) -> float | None:
     """Accuracy of the student trained on real images, from the file that `train_scratch.py` left; None if
-    there is no such file."""
+    there is no such file, or it is of a network with other arguments."""
     file = folder / f"{dataset}_{student.stem}.json"
     try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["test_top1"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return float(content["test_top1"]) if content.get("model_args") == arguments else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -171,7 +171,13 @@ class Distillation:
         own = self.folder / CHECKPOINT
         if not own.exists() and not checkpoint.previous(own).exists():
             return "no epoch was finished here: start again, with --overwrite if without --resume"
-        words = [word for word in sys.argv if word != "--overwrite" and not word.startswith("--resume")]
+        words: list[str] = []
+        dropped = False
+        for word in sys.argv:  # flags may be cut short, and have True behind them
+            if dropped and word in ("True", "False"):
+                continue
+            dropped = word.startswith(("--ov", "--resu"))
+            words += [] if dropped else [word]
         if self.settings.resume and self.settings.resume in words:
             words.remove(self.settings.resume)
         count = self.processes.world_size

@@ -1,4 +1,4 @@
-"""The epochs of a run, one after the other: in one process, or in several that the first speaks for."""
+"""Runs the epochs, in one process or in several. Only the first process prints and writes files."""
 
 from __future__ import annotations
 

@@ -105,7 +105,10 @@ class Resume:
             RuntimeError,
             ArithmeticError,
         ) as error:
-            raise UserError(f"{path} is no checkpoint of such a run: name its checkpoint.pth") from error
+            raise UserError(
+                f"{path} is no checkpoint of such a run, or was written by another version: name its "
+                "checkpoint.pth, or start anew with --overwrite"
+            ) from error
 
     @contextmanager
     def _samples_beside(self, path: Path) -> Iterator[None]:

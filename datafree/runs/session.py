@@ -111,7 +111,7 @@ class Session:
     @property
     def has_images(self) -> bool:
         """Whether there are real images to test on."""
-        return self.settings.dataset != "none" or self.settings.eval_folder is not None
+        return self.settings.dataset != "none" or bool(self.settings.eval_folder)
 
     @cached_property
     def test_images(self) -> ImageSet:
