@@ -111,12 +111,12 @@ def distill(
             settings,
             teacher,
             student,
-            taught.features,
-            img_size,
-            taught.num_classes,
-            augment,
-            device,
-            score if evaluate else None,
+            features=taught.features,
+            img_size=img_size,
+            num_classes=taught.num_classes,
+            augment=augment,
+            device=device,
+            evaluate=score if evaluate else None,
             hold_out=evaluate is None,
         )
         metrics = []

@@ -24,6 +24,7 @@ def make_distiller(
     settings: Settings,
     teacher: nn.Module,
     student: nn.Module,
+    *,
     features: PenultimateFeatures,
     img_size: int,
     num_classes: int,
@@ -59,9 +60,15 @@ def make_distiller(
     )
     synthesizer = create_synthesizer(context, s)
     if s.store_samples:
-        shard = processes.rank, processes.world_size
         repository = SampleRepository(
-            image_shape, features.dim, num_classes, device, log, s.repository_memory, *shard
+            image_shape,
+            features.dim,
+            num_classes,
+            device,
+            log=log,
+            resident_bytes=s.repository_memory,
+            rank=processes.rank,
+            world_size=processes.world_size,
         )
     else:  # of the newest batch alone, whole in every process
         repository = SampleRepository(image_shape, features.dim, num_classes, device)
@@ -72,9 +79,9 @@ def make_distiller(
         synthesizer,
         repository,
         augment.for_training(),
-        s,
-        streams,
-        evaluate,
-        processes,
-        held_out,
+        settings=s,
+        streams=streams,
+        evaluate=evaluate,
+        processes=processes,
+        held_out=held_out,
     )

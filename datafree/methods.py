@@ -48,10 +48,16 @@ class Method:
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
 _META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
-_GENERATIVE_CLASS = "generative:GenerativeSynthesizer"
-_GENERATIVE = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance")
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
-_ADVERSARIAL = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
+
+
+def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl") -> Method:
+    """A method whose generator is trained on against the student, and makes its fresh samples."""
+    takes = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance")
+    common = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
+    synthesizer, settings = "generative:GenerativeSynthesizer", {**common, **defaults}
+    return Method(synthesizer, takes, settings, stores=False, divergence=divergence, nz=nz, start=4, T=1.0)
+
 
 METHODS = {
     "bsr": Method("fast_meta:FastMetaSynthesizer", _META),
@@ -73,27 +79,10 @@ METHODS = {
         ("g_steps", "lr_g", "adv", "bn", "oh", "tv", "l2"),
         {**_COMMON, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
     ),
-    "dafl": Method(
-        _GENERATIVE_CLASS,
-        _GENERATIVE,
-        {**_ADVERSARIAL, "adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0},
-        stores=False,
-        nz=512,
-        start=4,
-        T=1.0,
-    ),
-    "zskt": Method(_GENERATIVE_CLASS, _GENERATIVE, _ADVERSARIAL, stores=False, start=4, T=1.0),
-    "dfad": Method(
-        _GENERATIVE_CLASS, _GENERATIVE, _ADVERSARIAL, stores=False, divergence="l1", start=4, T=1.0
-    ),
-    "dfq": Method(
-        _GENERATIVE_CLASS,
-        _GENERATIVE,
-        {**_ADVERSARIAL, "kd_steps": 10, "bn": 1.0, "oh": 1.0, "balance": 20.0},
-        stores=False,
-        start=4,
-        T=1.0,
-    ),
+    "dafl": _adversarial({"adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0}, nz=512),
+    "zskt": _adversarial({}),
+    "dfad": _adversarial({}, divergence="l1"),
+    "dfq": _adversarial({"kd_steps": 10, "bn": 1.0, "oh": 1.0, "balance": 20.0}),
 }
 
 

@@ -45,6 +45,7 @@ def _network(value: Any) -> NetworkName:
 
 
 OWN_NETWORKS = ", ".join(NAMES)
+ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}"
 DATASETS = ", ".join(SPECS)
 NETWORK = Kind(_network)
 OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(value))))
@@ -58,11 +59,7 @@ RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
 class Networks:
     title: ClassVar[str] = "networks"
     teacher: NetworkName = setting(
-        NetworkName.parse("resnet34"),
-        NETWORK,
-        f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}",
-        table=False,
-        library=False,
+        NetworkName.parse("resnet34"), NETWORK, ANY_NETWORK, table=False, library=False
     )
     teacher_ckpt: str | None = option(
         None,
@@ -343,11 +340,7 @@ class Settings(
 @dataclass(frozen=True, kw_only=True)
 class Training:
     title: ClassVar[str] = "network and training"
-    model: NetworkName = setting(
-        NetworkName.parse("wrn40_2"),
-        NETWORK,
-        f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}",
-    )
+    model: NetworkName = setting(NetworkName.parse("wrn40_2"), NETWORK, ANY_NETWORK)
     model_args: str | None = setting(
         None, ARGUMENTS, "keyword arguments of a network that is not this project's"
     )
@@ -467,8 +460,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         raise UserError("--oh_memory_size 1 leaves nothing to compare the newest loss with: use 2 or more")
     if v["kd_steps"] > v["ep_steps"]:
         raise UserError(f"--kd_steps {v['kd_steps']} is more than --ep_steps {v['ep_steps']}: lower it")
-    if v["batch_size"] < 2 or v["synthesis_batch_size"] < 2:
-        raise UserError("a batch needs 2 images or more: BatchNorm has no statistics of one")
+    require_batches(v["batch_size"], v["synthesis_batch_size"])
     if v["start_epoch"] and v["start_epoch"] >= v["epochs"]:
         raise UserError(f"--start_epoch {v['start_epoch']} leaves none of {v['epochs']} epochs to run")
     if v["resume"] is not None and v["overwrite"]:
@@ -477,6 +469,14 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
     settings = Settings(**v)
     return settings, warnings(settings, given)
+
+
+def require_batches(*sizes: int) -> None:
+    """Raises:
+    UserError: a batch of one image.
+    """
+    if min(sizes) < 2:
+        raise UserError("--batch_size 1: a batch needs 2 images or more, BatchNorm has no statistics of one")
 
 
 def run_folder(method: str, values: Mapping[str, Any]) -> str:

@@ -536,6 +536,21 @@ def test_networks_that_need_plain_memory_or_have_no_linear_layer():
     assert not any(network._forward_pre_hooks for network in networks_given)
 
 
+def test_a_network_of_one_channel_that_needs_plain_memory():
+    def network():
+        body = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        return nn.Sequential(body, Flattened(), nn.Linear(64, 4))
+
+    class Flattened(nn.Module):
+        def forward(self, x):
+            return x.view(len(x), -1)
+
+    torch.manual_seed(0)
+    grey = {"mean": (0.5,), "std": (0.5,)}
+    _, metrics = datafree.distill(network(), network(), **{**FEW, **grey})
+    assert len(metrics) == 3
+
+
 def test_a_student_is_rebuilt_from_its_checkpoint_alone(tmp_path):
     facts = DataFacts("none", ("a", "b"), 32, (0.5,), (0.5,), False)
     student = build(named("wrn16_1"), "--student", 2, channels=1)

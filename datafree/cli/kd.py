@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from datafree.cli import parser as cli
-from datafree.errors import UserError
-from datafree.settings import KDSettings, run_folder
+from datafree.settings import KDSettings, require_batches, run_folder
 
 
 def build_parser() -> cli.Parser:
@@ -19,8 +18,7 @@ def build_parser() -> cli.Parser:
 
 def run() -> None:
     settings = KDSettings(**build_parser().given())
-    if settings.batch_size < 2:
-        raise UserError("--batch_size 1 gives BatchNorm nothing to take statistics of: use 2 or more")
+    require_batches(settings.batch_size)
     if settings.save_dir is None:
         folder = run_folder(settings.method, vars(settings))
         settings = dataclasses.replace(settings, save_dir=folder)

@@ -17,9 +17,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, epilog: str | None = None):
         self._spellings: dict[str, str] = {}  # a flag with underscores: as it is registered
-        self._opposites: dict[
-            str, str
-        ] = {}  # a flag without a value: what is the same with "False" behind it
+        self._opposites: dict[str, list[str]] = {}  # a flag without a value: what "False" behind it means
         super().__init__(
             description=description,
             epilog=epilog,
@@ -51,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         names = [name for name in action.option_strings if name[:2] == "--"]
         self._spellings |= {_canonical(name): name for name in names}
         if action.nargs == 0 and action.dest != "help":
-            self._opposites |= dict(zip(names, names[1:] or [""], strict=False))
+            self._opposites[names[0]] = names[1:]  # `--no-` and the name, or nothing
         return action
 
     def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
@@ -64,10 +62,8 @@ class Parser(argparse.ArgumentParser):
         words: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if word in ("True", "False") and words and words[-1] in self._opposites:
-                # `--test_teacher True`, as published commands have it.
-                words[-1:] = (
-                    [words[-1]] if word == "True" else list(filter(None, [self._opposites[words[-1]]]))
-                )
+                if word == "False":  # `--test_teacher False`, as published commands have it
+                    words[-1:] = self._opposites[words[-1]]
                 continue
             name, equals, value = word.partition("=")
             words.append(self._spelled(name) + equals + value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.settings import TrainSettings
+from datafree.settings import TrainSettings, require_batches
 
 
 def build_parser() -> cli.Parser:
@@ -17,8 +17,7 @@ def build_parser() -> cli.Parser:
 
 def run() -> None:
     settings = TrainSettings(**build_parser().given())
-    if settings.batch_size < 2:
-        raise UserError("--batch_size 1 gives BatchNorm nothing to take statistics of: use 2 or more")
+    require_batches(settings.batch_size)
     default = f"checkpoints/pretrained/{settings.dataset}_{settings.model.stem}.pth"
     output = Path(settings.output or default)
     if output.exists() and not settings.overwrite:

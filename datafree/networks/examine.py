@@ -118,9 +118,13 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
     except RuntimeError as error:
         if "view" not in str(error):
             raise
-        network.to(memory_format=torch.contiguous_format)
+        # Cloned, since of one channel both layouts are the same memory with other strides, and neither
+        # `to` nor `contiguous` changes these.
+        plain = torch.contiguous_format
+        for parameter in network.parameters():
+            parameter.data = parameter.data.clone(memory_format=plain)
         return network.register_forward_pre_hook(
-            lambda _network, inputs: tuple(value.contiguous() for value in inputs)
+            lambda _network, inputs: tuple(value.clone(memory_format=plain) for value in inputs)
         )
     return None
 
