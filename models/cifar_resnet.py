@@ -1,9 +1,12 @@
 """The three-stage CIFAR ResNets of He et al. (CVPR 2016), in two published layouts.
 
-`resnet20 .. resnet110`: 16-32-64 channels with parameter-free shortcuts (option A), under the keys
-of akamaster/pytorch_resnet_cifar10. `resnet8x4`, `resnet32x4`: four times as wide with projection
-shortcuts, under the keys of CRD (Tian et al., ICLR 2020).
+`resnet8 .. resnet110`: 16-32-64 channels with parameter-free shortcuts (option A), under the keys of
+akamaster/pytorch_resnet_cifar10; with `projection=True` those that RepDistiller (CRD, Tian et al., ICLR 2020)
+calls by the same names: projection shortcuts, and its keys. `resnet8x4`, `resnet32x4`: the latter, four times
+as wide.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -79,38 +82,58 @@ class OptionAResNet(CifarResNet):
         return self.linear(self.features(x))
 
 
-class WideCifarResNet(CifarResNet):
-    def __init__(self, depth: int, num_classes: int):
-        super().__init__(depth, (32, 64, 128, 256), projection=True)
-        self.fc = nn.Linear(256, num_classes)
+class ProjectionResNet(CifarResNet):
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int):
+        super().__init__(depth, widths, projection=True)
+        self.fc = nn.Linear(widths[3], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))
 
 
-def resnet20(num_classes: int) -> OptionAResNet:
-    return OptionAResNet(20, num_classes)
+def arguments_of(name: str, keys: Iterable[str]) -> dict[str, bool]:
+    """The arguments of the network `name` with which its state dict has such keys."""
+    projection = not name.endswith("x4") and any(".downsample." in key for key in keys)
+    return {"projection": True} if projection else {}
 
 
-def resnet32(num_classes: int) -> OptionAResNet:
-    return OptionAResNet(32, num_classes)
+def _narrow(depth: int, num_classes: int, projection: bool) -> CifarResNet:
+    if projection:
+        return ProjectionResNet(depth, (16, 16, 32, 64), num_classes)
+    return OptionAResNet(depth, num_classes)
 
 
-def resnet44(num_classes: int) -> OptionAResNet:
-    return OptionAResNet(44, num_classes)
+def resnet8(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(8, num_classes, projection)
 
 
-def resnet56(num_classes: int) -> OptionAResNet:
-    return OptionAResNet(56, num_classes)
+def resnet14(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(14, num_classes, projection)
 
 
-def resnet110(num_classes: int) -> OptionAResNet:
-    return OptionAResNet(110, num_classes)
+def resnet20(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(20, num_classes, projection)
 
 
-def resnet8x4(num_classes: int) -> WideCifarResNet:
-    return WideCifarResNet(8, num_classes)
+def resnet32(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(32, num_classes, projection)
 
 
-def resnet32x4(num_classes: int) -> WideCifarResNet:
-    return WideCifarResNet(32, num_classes)
+def resnet44(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(44, num_classes, projection)
+
+
+def resnet56(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(56, num_classes, projection)
+
+
+def resnet110(num_classes: int, projection: bool = False) -> CifarResNet:
+    return _narrow(110, num_classes, projection)
+
+
+def resnet8x4(num_classes: int) -> ProjectionResNet:
+    return ProjectionResNet(8, (32, 64, 128, 256), num_classes)
+
+
+def resnet32x4(num_classes: int) -> ProjectionResNet:
+    return ProjectionResNet(32, (32, 64, 128, 256), num_classes)

@@ -1,10 +1,13 @@
 """Networks of any make, no data, the library and what is shipped."""
 
+import argparse
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import onnxruntime
@@ -16,6 +19,7 @@ from test_scripts import assert_refused, metrics, write_folder
 from torch import nn
 
 import datafree
+from datafree import models
 from datafree.data.facts import DataFacts
 from datafree.data.image_folders import load_labelled
 from datafree.errors import UserError
@@ -28,6 +32,7 @@ from datafree.networks.teacher import load_teacher
 from datafree.runs import export
 from datafree.runs.read import read_run
 from datafree.runs.stored import student_of
+from datafree.torch_utils import checkpoint
 
 TINY = [
     *"--dataset none --epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16".split(),
@@ -248,7 +253,7 @@ BAD = [
         "gives tuple for 2 images of 1 x 32 x 32 in train mode",
     ),
     (["--teacher", "net.py:Digits", "--test_teacher"], "add --eval_folder"),
-    (["--teacher", "wrn16_1", "--teacher_args", "a=1", "--teacher_ckpt", "t.pth"], "takes no --teacher_args"),
+    (["--teacher", "wrn16_1", "--teacher_args", "a=1", "--teacher_ckpt", "t.pth"], "takes no such"),
 ]
 
 
@@ -362,6 +367,62 @@ def test_a_teacher_without_a_checkpoint_is_the_same_in_every_process():
         for _ in range(2)
     )
     assert all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("resnet8", 0.08), ("resnet14", 0.18), ("resnet20", 0.28), ("resnet56", 0.86)]
+)
+def test_one_name_stands_for_the_resnets_of_two_publications_and_the_keys_tell_which(
+    name, parameters, tmp_path
+):
+    projection = models.create(name, 100, projection=True)  # RepDistiller's, which counts their millions
+    assert round(sum(p.numel() for p in projection.parameters()) / 1e6, 2) == parameters
+    depth = (int(name.removeprefix("resnet")) - 2) // 6
+    keys = [key for key in projection.state_dict() if "layer2.0" in key or key.startswith("fc")]
+    bn = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    block = [f"layer2.0.{part}" for part in ["conv1.weight", *(f"bn1.{name}" for name in bn), "conv2.weight"]]
+    block += [*(f"layer2.0.bn2.{name}" for name in bn), "layer2.0.downsample.0.weight"]
+    assert keys == [*block, *(f"layer2.0.downsample.1.{name}" for name in bn), "fc.weight", "fc.bias"]
+    assert len(projection.layer3) == depth
+    assert projection.layer3[0].conv1.weight.shape == (64, 32, 3, 3)
+
+    images = torch.rand(2, 3, 32, 32).double()
+    for network in (projection, models.create(name, 100)):
+        file = tmp_path / "t.pth"
+        more = {"best_acc1": np.float64(72.5), "opt": argparse.Namespace(lr=0.1)}
+        torch.save({"model": network.state_dict(), **more}, file)
+        loaded = load_teacher(named(name), None, file, checkpoint.read(file), torch.device("cpu"))
+        torch.testing.assert_close(loaded.double()(images), network.double().eval()(images))
+
+
+def test_a_scalar_that_an_older_numpy_wrote_is_read(tmp_path):
+    content = pickle.dumps({"w": [1.0], "best_acc1": np.float64(72.5)}, 2)
+    assert b"numpy._core.multiarray" in content
+    file = tmp_path / "t.pth"
+    torch.save({}, file)
+    with zipfile.ZipFile(file) as written, zipfile.ZipFile(tmp_path / "old.pth", "w") as archive:
+        for entry in written.namelist():
+            old = content.replace(b"numpy._core", b"numpy.core")
+            archive.writestr(entry, old if entry.endswith("data.pkl") else written.read(entry))
+    assert checkpoint.read(tmp_path / "old.pth") == {"w": [1.0], "best_acc1": 72.5}
+
+
+def test_names_as_repdistiller_writes_them():
+    assert str(named("wrn_40_2")) == "wrn40_2"
+    with pytest.raises(ValueError, match="wrn_40_9"):
+        named("wrn_40_9")
+
+
+def test_a_student_with_projection_shortcuts_is_distilled_and_scored(cwd):
+    torch.save({"state_dict": models.create("resnet8", 10, projection=True).state_dict()}, cwd / "t.pth")
+    common = ["--student", "resnet8", "--save_dir", "out"]
+    teach = ["--teacher", "resnet8", "--teacher_ckpt", "t.pth", "--student_args", "projection=True"]
+    done = run_script("bsr_main.py", *TINY, *teach, *common, "--img_size", 32, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    scored = run_script("bsr_main.py", "--dataset", "digits", "--evaluate_only", *common, cwd=cwd)
+    assert scored.returncode == 0, scored.stderr
+    assert "of 360 right" in scored.stdout
+    assert any(".downsample." in key for key in datafree.load_student(cwd / "out/student.pth").state_dict())
 
 
 def test_pretrained_torchvision_networks_know_their_images(monkeypatch):

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def build(
         num_classes: outputs; None leaves them to the network.
         channels: of the images; None leaves them to the network. One that takes no such argument, and others,
             is given a new first convolution.
-        arguments: more keyword arguments, for networks that are not this project's.
+        arguments: more keyword arguments.
         pretrained: of this project's: start from torchvision's weights where there are any.
         fresh: whether its initial weights do not matter, so that a convolution may be replaced.
 
@@ -49,10 +49,10 @@ def build(
     """
     arguments = dict(arguments or {})
     if name.kind == "own":
-        if arguments:
-            raise UserError(f"{flag} {name} takes no {flag}_args: it is one of this project's networks")
         try:
-            network = models.create(name.target, num_classes or 10, pretrained)
+            network = models.create(name.target, num_classes or 10, pretrained, **arguments)
+        except TypeError as error:
+            raise UserError(f"{flag} {name} takes no such {flag}_args: {error}") from error
         except (ValueError, OSError) as error:
             raise UserError(f"--pretrained: {error}") from error
     elif name.kind == "timm":
@@ -181,6 +181,11 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     fresh.weight = nn.Parameter(old.weight.new_empty(old.out_channels, channels, *old.kernel_size))
     fresh.reset_parameters()
     setattr(network.get_submodule(parent), leaf, fresh)
+
+
+def arguments_of(name: NetworkName, keys: Iterable[str]) -> dict[str, Any]:
+    """The arguments of a network whose state dict has such keys, where its name stands for several."""
+    return models.arguments_of(name.target, keys) if name.kind == "own" else {}
 
 
 def source_of(name: NetworkName) -> str | None:

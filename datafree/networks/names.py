@@ -42,6 +42,7 @@ class NetworkName:
         """
         source, _, target = text.rpartition(":")
         if not source:
+            target = re.sub(r"^wrn_(\d+_\d+)$", r"wrn\1", target)  # as RepDistiller writes it
             if target not in NAMES:
                 hint = did_you_mean(target, NAMES)
                 raise ValueError(f"unknown network {text}{hint} (known: {' '.join(NAMES)})")

@@ -10,7 +10,7 @@ from torch import nn
 
 from datafree.data.facts import DataFacts
 from datafree.errors import UserError
-from datafree.networks.build import build
+from datafree.networks.build import arguments_of, build
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
 from datafree.torch_utils import checkpoint
 
@@ -57,8 +57,7 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
             )
         arguments = without_weights(arguments)
     made_by = source if isinstance(source, NetworkName) else NetworkName.parse(source) if source else name
-    network = build(made_by, "--student", classes, channels, arguments)
-    checkpoint.load_network(
-        network, checkpoint.state_dict_of(content, path), path, f"{name} with {classes} classes"
-    )
+    state = checkpoint.state_dict_of(content, path)
+    network = build(made_by, "--student", classes, channels, {**arguments_of(made_by, state), **arguments})
+    checkpoint.load_network(network, state, path, f"{name} with {classes} classes")
     return network.to(memory_format=torch.contiguous_format).eval()

@@ -14,7 +14,7 @@ from torch import nn
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.facts import DataFacts, data_facts, normalization, recorded_facts, require_img_size
 from datafree.errors import UserError
-from datafree.networks.build import build
+from datafree.networks.build import arguments_of, build
 from datafree.networks.examine import NetworkFacts, examine, first_convolution, own_settings, probe_input
 from datafree.networks.names import NetworkName, parse_arguments
 from datafree.settings import Settings
@@ -102,7 +102,7 @@ def load_teacher(
         num_classes: None where the checkpoint, or the network itself, is to tell.
         file, content: its checkpoint; None for a network that has its weights already.
         channels: of its images; None where the checkpoint, or the network itself, is to tell.
-        arguments: for networks that are not this project's.
+        arguments: more keyword arguments of the network.
 
     Raises:
         UserError: the network cannot be made, or the checkpoint is of another one.
@@ -110,6 +110,7 @@ def load_teacher(
     state = None if file is None else checkpoint.state_dict_of(content, file)
     if state:
         num_classes = num_classes or _classes_in(content, state)
+        arguments = {**arguments_of(name, state), **(arguments or {})}
     with torch.random.fork_rng(devices=[]):  # its random start must not move others
         torch.manual_seed(0)  # and be the same in every process, where no checkpoint replaces it
         teacher = build(name, "--teacher", num_classes, channels, arguments, fresh=bool(state))

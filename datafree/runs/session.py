@@ -17,7 +17,7 @@ from datafree.data.load import load_split
 from datafree.errors import UserError
 from datafree.evaluation import BATCH, Evaluation, evaluate
 from datafree.methods import METHODS
-from datafree.networks.build import build, source_of
+from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
 from datafree.networks.names import parse_arguments
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
@@ -61,6 +61,8 @@ class Session:
             self.facts = self.teacher.data
         torch.manual_seed(s.seed)
         arguments = parse_arguments(s.student_args, "--student_args")
+        if s.evaluate_only:
+            arguments = {**arguments_of(s.student, self._student_state()), **arguments}
         student = build(
             s.student, "--student", self.facts.num_classes, self.facts.channels, arguments, s.pretrained
         )
@@ -144,6 +146,12 @@ class Session:
     def _student_file(self) -> Path:
         return Path(self.settings.resume) if self.settings.resume else self.folder / STUDENT
 
+    def _student_state(self) -> dict[str, torch.Tensor]:
+        content = checkpoint.read(self._student_file())
+        if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
+            content = {"state_dict": content["distiller"].get("student")}
+        return checkpoint.state_dict_of(content, self._student_file())
+
     def _facts_of_student(self) -> DataFacts:
         """What a student's checkpoint tells of its images."""
         s = self.settings
@@ -158,9 +166,6 @@ class Session:
             UserError: it is of another network.
         """
         path, student = self._student_file(), self.settings.student
-        content = checkpoint.read(path)
-        if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
-            content = {"state_dict": content["distiller"].get("student")}
-        state = checkpoint.state_dict_of(content, path)
-        checkpoint.load_network(self.student, state, path, f"{student} with {self.facts.num_classes} classes")
+        name = f"{student} with {self.facts.num_classes} classes"
+        checkpoint.load_network(self.student, self._student_state(), path, name)
         self.say(f"student {student}: {self.score(self.student)}")

@@ -3,6 +3,8 @@ memory than its size allows."""
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import hashlib
 import io
 import os
@@ -13,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +26,18 @@ try:
 except ImportError:  # not a Unix: memory is not bounded while a file is read
     resource = None  # type: ignore[assignment]
 
+STATE_NAMES = ("state_dict", "model", "net")  # under which published checkpoints have the state dict
 SHOWN = 3  # keys or shapes that an error message names
 SEAL = b"\nsha256:"  # at the end of a file, before the digest of all that comes before it
 SEAL_LENGTH = len(SEAL) + hashlib.sha256().digest_size
+# What published checkpoints hold beside tensors, and that is data: an accuracy of NumPy's kind, the flags.
+PLAIN = [
+    argparse.Namespace,
+    codecs.encode,
+    np.dtype,
+    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Int64")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 DTYPES = {
     torch.float64,
     torch.float32,
@@ -93,7 +105,7 @@ def read(path: Path) -> Any:
         size = path.stat().st_size
         source = _unsealed(path)
         _refuse_bombs(source, size, path)
-        with _bounded_memory(4 * size + SPARE_MEMORY):
+        with _bounded_memory(4 * size + SPARE_MEMORY), torch.serialization.safe_globals(PLAIN):
             content = torch.load(source, map_location="cpu", weights_only=True)
         _refuse_virtual_tensors(content, size, path)
         return content
@@ -177,14 +189,16 @@ def _refuse_virtual_tensors(content: Any, size: int, path: Path) -> None:
 
 
 def state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint's content, bare or under `state_dict`, without the `module.` that
+    """The state dict in a checkpoint's content, bare or under one of STATE_NAMES, without the `module.` that
     DataParallel puts before every key.
 
     Raises:
         UserError: there is none.
     """
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for name in STATE_NAMES if isinstance(content, Mapping) else ():
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
     if (
         not isinstance(content, Mapping)
         or not content
