@@ -110,7 +110,7 @@ class Data:
         "cifar10", choice("dataset", tuple(SPECS)), f"one of {DATASETS}", table=False, library=False
     )
     data_root: str = option("data", FOLDER, "folder with the data; torchdata/ below it is searched too")
-    download: bool = option(False, SWITCH, "fetch cifar10, cifar100 or svhn if it is not there")
+    download: bool = option(False, SWITCH, "fetch a dataset that torchvision can fetch if it is not there")
     # Of mean, std, img_size and flip it is the values found in the end that identify a run, see `DataFacts`.
     mean: str | None = option(
         None,
@@ -315,7 +315,7 @@ class Running:
     deterministic: bool = setting(
         False,
         SWITCH,
-        "on CUDA: the same bits every time (images of up to 32 pixels), without TF32; a CPU always gives "
+        "on CUDA: the same bits every time (images of up to 64 pixels), without TF32; a CPU always gives "
         "them",
         table=False,
         library=False,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SMALL = 32  # pixels a side, up to which images are padded and cropped back
+SMALL = 64  # pixels a side, up to which images are padded and cropped back
 PADDING = 4  # pixels around a small image, before it is cropped back
 SYNTHESIS_SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps, in synthesis
 TRAINING_SCALE = (0.08, 1.0)  # and in KD and the training of teachers, as torchvision's default
@@ -38,14 +38,14 @@ class Normalize:
 class Augment:
     """Random crop, horizontal flip and normalisation of images (N, C, H, W) in [0, 1].
 
-    Images of up to 32 pixels are padded with four black pixels and cropped back; larger ones get a
+    Images of up to 64 pixels are padded with four black pixels and cropped back; larger ones get a
     random resized crop. Gradients flow to the images.
 
     Args:
         normalize: applied last.
         flip: whether to flip half of the images; not where a flip changes the class (digits).
         scale: crop and resize images of any size, to shares of their area in this range.
-        large_scale: the range for images above 32 pixels.
+        large_scale: the range for images above 64 pixels.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ NORMALIZATIONS: dict[str, MeanStd] = {
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "digits": ((0.312, 0.312, 0.312), (0.356, 0.356, 0.356)),
+    "mnist": ((0.1307,) * 3, (0.3081,) * 3),
+    "fashion_mnist": ((0.2860,) * 3, (0.3530,) * 3),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
@@ -27,6 +29,8 @@ class DatasetSpec:
             `load.load_split`. Empty for folders of images.
         flip: whether a mirrored image is still of its class.
         files, url: what to put where, for the error message when it is not there.
+        folders: of images: how the dataset's own folder may be called; its name by default.
+        test: of images: the folders, one of which is the test split, the first that is there.
     """
 
     num_classes: int | None
@@ -36,6 +40,8 @@ class DatasetSpec:
     flip: bool = True
     files: str = ""
     url: str = ""
+    folders: tuple[str, ...] = ()
+    test: tuple[str, ...] = ("test", "val")
 
 
 _TORCHVISION = "torchvision_sets:read"
@@ -57,6 +63,32 @@ SPECS: dict[str, DatasetSpec] = {
         files="train_32x32.mat and test_32x32.mat",
         url="http://ufldl.stanford.edu/housenumbers/",
     ),
+    "mnist": DatasetSpec(
+        10,
+        28,
+        "mnist",
+        _TORCHVISION,
+        flip=False,
+        files="MNIST/raw/",
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+    ),
+    "fashion_mnist": DatasetSpec(
+        10,
+        28,
+        "fashion_mnist",
+        _TORCHVISION,
+        files="FashionMNIST/raw/",
+        url="https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    "tiny_imagenet": DatasetSpec(
+        200,
+        64,
+        "imagenet",
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        folders=("tiny-imagenet-200", "tiny_imagenet"),
+        test=("val",),  # the images in its `test` have no labels
+    ),
+    "imagenet": DatasetSpec(1000, 224, "imagenet", url="https://image-net.org", test=("val",)),
     "imagenette2": DatasetSpec(10, 224, "imagenet", url="https://github.com/fastai/imagenette"),
     "imagenet100": DatasetSpec(
         100, 224, "imagenet", url="https://www.kaggle.com/datasets/ambityga/imagenet100"

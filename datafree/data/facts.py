@@ -78,15 +78,13 @@ def data_facts(settings: Data, split: str, recorded: Mapping[str, Any] | None = 
     dataset, img_size, flip = settings.dataset, settings.img_size, settings.flip
     spec = SPECS[dataset]
     recorded = recorded or {}
-    if not spec.reader:  # folders of images
+    img_size = img_size or recorded.get("img_size") or spec.img_size
+    if spec.reader:
+        classes = tuple(str(label) for label in range(spec.num_classes or 0))
+    else:  # folders of images
         folder = find_split(dataset, split, Path(settings.data_root))
         classes = tuple(image_classes(folder))
-        img_size = img_size or recorded.get("img_size") or spec.img_size or probe_img_size(folder)
-    else:
-        classes = tuple(str(label) for label in range(spec.num_classes or 0))
-        if img_size not in (None, spec.img_size):
-            raise UserError(f"{dataset} has images of {spec.img_size} pixels: leave out --img_size")
-        img_size = spec.img_size
+        img_size = img_size or probe_img_size(folder)
     img_size = require_img_size(img_size)
     own_mean, own_std = NORMALIZATIONS[spec.normalization]
     mean, std = normalization(settings, recorded.get("mean") or own_mean, recorded.get("std") or own_std)

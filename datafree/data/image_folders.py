@@ -21,23 +21,27 @@ from datafree.data.image_set import ImageSet, in_memory
 from datafree.errors import UserError
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+ANNOTATIONS = "val_annotations.txt"  # of Tiny ImageNet: the class of each file
 IN_MEMORY_SIZE = 64  # images up to this many pixels a side are decoded once and kept
 
 
 def find_split(dataset: str, split: str, root: Path) -> Path:
-    """The folder of a split of an image-folder dataset: `train`, or `test` or `val`, in `root`,
-    `root/{dataset}` or `root/torchdata/{dataset}`.
+    """The folder of a split of an image-folder dataset: `train`, or `test` or `val`, in `root`, or in the
+    dataset's own folder in `root` or `root/torchdata`.
 
     Raises:
         UserError: there is none.
     """
-    places = [root] if dataset == "folder" else [root / dataset, root / "torchdata" / dataset, root]
-    names = ["train"] if split == "train" else ["test", "val"]
+    spec, places = SPECS[dataset], [root]
+    if dataset != "folder":
+        own = spec.folders or (dataset,)
+        places = [*(base / name for base in (root, root / "torchdata") for name in own), root]
+    names = ("train",) if split == "train" else spec.test
     for place in places:
         for name in names:
             if (place / name).is_dir():
                 return place / name
-    url = SPECS[dataset].url
+    url = spec.url
     raise UserError(
         f"no {' or '.join(f'{name}/' for name in names)} in {' or '.join(map(str, places))}: put one "
         f"folder of images per class there" + (f" (from {url})" if url else "")
@@ -45,11 +49,13 @@ def find_split(dataset: str, split: str, root: Path) -> Path:
 
 
 def image_classes(folder: Path) -> list[str]:
-    """Names of the class folders in a split, in alphabetical order.
+    """Names of the classes of a split, in alphabetical order: of its class folders, or in its annotations.
 
     Raises:
         UserError: there are fewer than two.
     """
+    if (folder / ANNOTATIONS).is_file():
+        return sorted({name for name, _ in _annotated(folder)})
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         raise UserError(
@@ -59,16 +65,39 @@ def image_classes(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
+    """Of a class: in its folder, or in a folder `images` in that, as Tiny ImageNet has it."""
+    inner = folder / "images"
+    folder = inner if inner.is_dir() else folder
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+
+
+def _annotated(folder: Path) -> list[tuple[str, Path]]:
+    """The class and the file of each image of a split that has them in one folder, `images`.
+
+    Raises:
+        UserError: the annotations cannot be read.
+    """
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
+    fields = [line.split("\t") for line in lines if line]
+    if not fields or min(map(len, fields)) < 2:
+        raise UserError(f"{folder / ANNOTATIONS} has no class beside each file: put the original there anew")
+    return sorted((label, folder / "images" / Path(name).name) for name, label, *_ in fields)
+
+
+def _labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[int, Path]]:
+    """The number of its class and the file of each image of a split."""
+    if (folder / ANNOTATIONS).is_file():
+        numbers = {name: number for number, name in enumerate(classes)}
+        return [(numbers[name], file) for name, file in _annotated(folder)]
+    return [(number, file) for number, name in enumerate(classes) for file in _image_files(folder / name)]
 
 
 def probe_img_size(folder: Path) -> int:
     """Pixels a side for an image folder: the first image's shorter side, rounded down to a multiple of
     4, where that is small enough for a network of the CIFAR kind; otherwise 224."""
-    for label in image_classes(folder):
-        for path in _image_files(folder / label):
-            side = min(_open(path).size)
-            return max(4, side // 4 * 4) if side <= IN_MEMORY_SIZE else 224
+    for _, path in _labelled_files(folder, image_classes(folder)):
+        side = min(_open(path).size)
+        return max(4, side // 4 * 4) if side <= IN_MEMORY_SIZE else 224
     raise UserError(f"{folder} has class folders but no images in them")
 
 
@@ -137,21 +166,17 @@ class _FolderReader:
 
 
 def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
-    """Images in one folder for each class, the classes in alphabetical order.
+    """Images in one folder for each class, or with annotations; the classes in alphabetical order.
 
     Raises:
         UserError: there are none, or one cannot be read.
     """
     classes = image_classes(folder)
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _image_files(folder / name)
-        files += found
-        labels += [label] * len(found)
-    if not files:
+    found = _labelled_files(folder, classes)
+    if not found:
         raise UserError(f"{folder} has class folders but no images in them")
-    return _read_files(files, torch.tensor(labels), classes, img_size, workers)
+    labels, files = zip(*found, strict=True)
+    return _read_files(list(files), torch.tensor(labels), classes, img_size, workers)
 
 
 def _read_files(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass
@@ -24,6 +25,18 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def resized(self, img_size: int | None) -> ImageSet:
+        """The same images with so many pixels a side, enlarged or reduced as they are asked for."""
+        if img_size is None or self.read(torch.tensor([0])).shape[2:] == (img_size, img_size):
+            return self
+
+        def read(indices: Tensor) -> Tensor:
+            images = self.read(indices).float()
+            large = F.interpolate(images, size=img_size, mode="bilinear", antialias=True)
+            return large.round().to(torch.uint8)
+
+        return ImageSet(read, self.labels, self.classes)
 
     def for_channels(self, channels: int) -> ImageSet:
         """The same images, in grey for 1 channel."""

@@ -25,7 +25,7 @@ def load_split(
         dataset: a name in `datasets.SPECS`.
         split: `"train"` or `"test"`. Files of the other split are not opened.
         data_root: folder with the data.
-        img_size: pixels a side; the dataset's own by default. Only image folders are resized.
+        img_size: pixels a side; the dataset's own by default.
         download: fetch what is missing, where the dataset has a public address.
         workers: threads that decode image files.
 
@@ -35,6 +35,6 @@ def load_split(
     module, _, function = SPECS[dataset].reader.partition(":")
     if module:
         reader = getattr(import_module(f"datafree.data.{module}"), function)
-        return reader(dataset, split, Path(data_root), download)
+        return reader(dataset, split, Path(data_root), download).resized(img_size)
     folder = find_split(dataset, split, Path(data_root))
     return class_folders(folder, img_size or probe_img_size(folder), workers)

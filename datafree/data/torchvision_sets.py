@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and SVHN, read by torchvision from the files that their authors publish."""
+"""CIFAR-10, CIFAR-100, SVHN and the MNISTs, read by torchvision from the files that their authors publish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torchvision
-from einops import rearrange
+from einops import rearrange, repeat
 
 from datafree.data.datasets import SPECS
 from datafree.data.image_set import ImageSet, in_memory
@@ -67,12 +67,40 @@ class _SVHN(torchvision.datasets.SVHN):
         return (Path(self.root) / self.split_list[self.split][1]).is_file()
 
 
+class _MNIST(torchvision.datasets.MNIST):
+    """Checks for the files of its own split only, and reads no other than those that are published."""
+
+    folder = "MNIST"
+
+    @property
+    def raw_folder(self) -> str:
+        return str(Path(self.root) / self.folder / "raw")
+
+    def _check_exists(self) -> bool:
+        split = "train" if self.train else "t10k"
+        files = (f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte")
+        return all((Path(self.raw_folder) / file).is_file() for file in files)
+
+    def _check_legacy_exist(self) -> bool:
+        return False
+
+
+class _FashionMNIST(_MNIST):
+    mirrors = torchvision.datasets.FashionMNIST.mirrors
+    resources = torchvision.datasets.FashionMNIST.resources
+    classes = torchvision.datasets.FashionMNIST.classes
+    folder = "FashionMNIST"
+
+
+_BY_SPLIT = {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "mnist": _MNIST, "fashion_mnist": _FashionMNIST}
+
+
 def read(dataset: str, split: str, root: Path, download: bool) -> ImageSet:
-    """CIFAR-10, CIFAR-100 or SVHN from `root` or `root/torchdata`."""
+    """A dataset from `root` or `root/torchdata`; grey images become RGB."""
     if dataset == "svhn":
         factory = partial(_SVHN, split=split)
     else:
-        factory = partial(_CIFAR10 if dataset == "cifar10" else _CIFAR100, train=split == "train")
+        factory = partial(_BY_SPLIT[dataset], train=split == "train")
     found = None
     for place in (root, root / "torchdata"):
         try:
@@ -98,5 +126,8 @@ def read(dataset: str, split: str, root: Path, download: bool) -> ImageSet:
     if dataset == "svhn":
         images, labels = torch.from_numpy(found.data), torch.from_numpy(found.labels).long()
         return in_memory(images, labels, [str(digit) for digit in range(10)])
+    if dataset.endswith("mnist"):
+        grey = repeat(found.data, "n h w -> n c h w", c=3)
+        return in_memory(grey, found.targets.long(), found.classes)
     images = rearrange(torch.from_numpy(found.data), "n h w c -> n c h w").contiguous()
     return in_memory(images, torch.tensor(found.targets), found.classes)
