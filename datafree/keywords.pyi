@@ -33,10 +33,10 @@ class Keywords(TypedDict, total=False):
     batch_size: int | None
     lr: float | None
     T: float | None
-    amp: str | None
     compile: bool | None
     momentum: float | None
     weight_decay: float | None
+    amp: str | None
     seed: int | None
     act: float | None
     balance: float | None

@@ -44,6 +44,13 @@ def _network(value: Any) -> NetworkName:
     return value if isinstance(value, NetworkName) else NetworkName.parse(value)
 
 
+def _milestones(value: Any) -> str:
+    epochs = [part.strip() for part in TEXT.check(value).split(",")]
+    if not all(epoch.isdecimal() and int(epoch) for epoch in epochs):
+        raise ValueError(f"{value} is no list of epochs such as 120,150,180")
+    return ",".join(epochs)
+
+
 OWN_NETWORKS = ", ".join(NAMES)
 ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}"
 DATASETS = ", ".join(SPECS)
@@ -52,6 +59,7 @@ OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(val
 ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...")
 REPORT = Kind(lambda value: max(0, WHOLE.check(value)), WHOLE.read)  # published commands have -1 for never
 RESUME = Kind(TEXT.check, metavar="CHECKPOINT", alone="")
+MILESTONES = Kind(_milestones, metavar="EPOCH,...")
 RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
 
 
@@ -74,12 +82,8 @@ class Networks:
         table=False,
         library=False,
     )
-    teacher_args: str | None = setting(
-        None, ARGUMENTS, "keyword arguments of a teacher that is not this project's", library=False
-    )
-    student_args: str | None = setting(
-        None, ARGUMENTS, "keyword arguments of a student that is not this project's", library=False
-    )
+    teacher_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the teacher", library=False)
+    student_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the student", library=False)
     feature_layer: str | None = setting(
         None,
         TEXT,
@@ -254,18 +258,23 @@ class KD:
         0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)", also=("--learning_rate",)
     )
     T: float = setting(20.0, POSITIVE, "temperature of distillation")
-    amp: str = setting(
-        "off",
-        choice("precision", ("off", "bf16", "fp16")),
-        "half precision: bf16 in all networks, fp16 (with scaled losses) in the student's steps",
-    )
-    fp16: bool = option(False, SWITCH, "the same as --amp fp16")
     compile: bool = setting(
         False,
         SWITCH,
         "torch.compile the student's steps; rounds differently, and starts slowly",
         identity=False,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    title: ClassVar[str] = "precision"
+    amp: str = setting(
+        "off",
+        choice("precision", ("off", "bf16", "fp16")),
+        "half precision: bf16 in all networks, fp16 (with scaled losses) in the steps of what is trained",
+    )
+    fp16: bool = option(False, SWITCH, "the same as --amp fp16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +334,17 @@ class Running:
 # Its groups, from the last to the first: in this order a dataclass takes the fields of its bases.
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    OtherSynthesisGroup, Machine, Running, SaveDir, SGD, KD, SynthesisGroup, Components, TestData, Networks
+    OtherSynthesisGroup,
+    Machine,
+    Running,
+    SaveDir,
+    Precision,
+    SGD,
+    KD,
+    SynthesisGroup,
+    Components,
+    TestData,
+    Networks,
 ):
     """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
     ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
@@ -341,15 +360,12 @@ class Settings(
 class Training:
     title: ClassVar[str] = "network and training"
     model: NetworkName = setting(NetworkName.parse("wrn40_2"), NETWORK, ANY_NETWORK)
-    model_args: str | None = setting(
-        None, ARGUMENTS, "keyword arguments of a network that is not this project's"
-    )
+    model_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the network")
     pretrained: bool = setting(False, SWITCH, "start from torchvision's ImageNet weights (*_imagenet only)")
     epochs: int = setting(
         200, COUNT_OR_NONE, "passes over the training images; 0 writes the network as initialised"
     )
-    batch_size: int = setting(128, COUNT, "images in a step")
-    lr: float = setting(0.1, POSITIVE, "learning rate (SGD, cosine to 0)")
+    batch_size: int = setting(128, COUNT, "images in a step", also=("-b",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,10 +375,34 @@ class Output:
         None, TEXT, "the checkpoint to write", default_text="checkpoints/pretrained/{dataset}_{model}.pth"
     )
     overwrite: bool = option(False, SWITCH, "replace it if it is there")
+    evaluate_only: bool = option(
+        False, SWITCH, "score the network of --resume, or of the checkpoint that is there, and stop"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(Machine, Output, SGD, Training, Data):
+class RealImageSGD(SGD):
+    title: ClassVar[str] = "SGD"
+    lr: float = setting(0.1, POSITIVE, "learning rate of SGD, at first", also=("--learning_rate",))
+    lr_decay_milestones: str | None = setting(
+        None,
+        MILESTONES,
+        "numbers of epochs after which the learning rate falls to a tenth, such as 120,150,180",
+        default_text="it falls to 0 as a cosine",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuing:
+    title: ClassVar[str] = "continuing"
+    resume: str | None = option(None, RESUME, "continue where it stopped, or from this checkpoint")
+    print_freq: int = option(
+        0, REPORT, "also report the loss after every N steps; 0 reports once an epoch", also=("-p",)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Machine, Continuing, Output, Precision, RealImageSGD, Training, Data):
     """The settings of `train_scratch.py`."""
 
 
@@ -381,26 +421,30 @@ class RealImageKD:
         "the network that is trained; named like the teacher",
         table=False,
     )
-    images: str | None = setting(
-        None, FOLDER, "folder of images, without labels, to use", default_text="the training split"
+    transfer_set: str | None = setting(
+        None,
+        Kind(TEXT.check, metavar="DATASET|DIR"),
+        "images to distil with: another dataset's training split, or a folder of images without labels",
+        default_text="the dataset's training split",
     )
     epochs: int = setting(200, COUNT, "passes over the images")
-    batch_size: int = setting(256, COUNT, "images in a step")
-    lr: float = setting(0.1, POSITIVE, "learning rate (SGD, cosine to 0)")
+    batch_size: int = setting(256, COUNT, "images in a step", also=("-b",))
+    alpha: float = setting(1.0, NON_NEGATIVE, "weight of the divergence from the teacher (soft targets)")
+    beta: float = setting(0.0, NON_NEGATIVE, "weight of the cross entropy with the labels (hard targets)")
     T: float = setting(20.0, POSITIVE, "temperature of distillation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDSettings(Machine, SaveDir, SGD, RealImageKD, Data):
+class KDSettings(Machine, Continuing, SaveDir, Precision, RealImageSGD, RealImageKD, Data):
     """The settings of `vanilla_kd.py`."""
 
     @property
     def method(self) -> str:
         """What stands for the method in tables and folder names."""
-        return "vanilla_kd_images" if self.images else "vanilla_kd"
+        return "vanilla_kd" if self.transfer_set in (None, self.dataset) else "vanilla_kd_transfer"
 
 
-AnySettings = TypeVar("AnySettings", Settings, TrainSettings, KDSettings)
+RealSettings = TypeVar("RealSettings", TrainSettings, KDSettings)
 FIELDS = settings_of(Settings)
 TABLE = tuple(
     dict.fromkeys(
@@ -416,11 +460,11 @@ def as_dict(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, NetworkName) else value for name, value in values.items()}
 
 
-def identity(settings: Settings) -> dict[str, Any]:
+def identity(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
     """The settings that must be the same for one run to continue another, as plain data. A run compares more
     than these: see `runs.distillation.Distillation.identity`."""
     values = as_dict(settings)
-    return {one.name: values[one.name] for one in FIELDS if one.traits.identity}
+    return {one.name: values[one.name] for one in settings_of(type(settings)) if one.traits.identity}
 
 
 def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
@@ -450,9 +494,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     if not v["dlw"] and weights and not any(v[name] for name in weights):
         names = ", ".join(f"--{name}" for name in weights)
         raise UserError(f"{v['method']} has nothing to optimise: give one of {names} a weight")
-    if v["fp16"] and v["amp"] == "bf16":
-        raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
-    v["amp"] = "fp16" if v["fp16"] else v["amp"]
+    v["amp"] = precision(v["amp"], v["fp16"])
     v["synthesis_batch_size"] = v["synthesis_batch_size"] or v["batch_size"]
     if v["epochs"] and v["warmup"] > v["epochs"]:
         raise UserError(f"--warmup {v['warmup']} is beyond --epochs {v['epochs']}: lower it")
@@ -469,6 +511,29 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
     settings = Settings(**v)
     return settings, warnings(settings, given)
+
+
+def precision(amp: str, fp16: bool) -> str:
+    """`amp` as it is meant beside `fp16`.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    if fp16 and amp == "bf16":
+        raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
+    return "fp16" if fp16 else amp
+
+
+def resolve_training(settings: RealSettings) -> RealSettings:
+    """The settings of a training on real images, with what depends on others filled in.
+
+    Raises:
+        UserError: values that contradict each other.
+    """
+    require_batches(settings.batch_size)
+    if settings.resume is not None and settings.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: choose one")
+    return dataclasses.replace(settings, amp=precision(settings.amp, settings.fp16))
 
 
 def require_batches(*sizes: int) -> None:

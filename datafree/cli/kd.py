@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from datafree.cli import parser as cli
-from datafree.settings import KDSettings, require_batches, run_folder
+from datafree.errors import UserError
+from datafree.settings import KDSettings, resolve_training, run_folder
 
 
 def build_parser() -> cli.Parser:
@@ -17,8 +18,9 @@ def build_parser() -> cli.Parser:
 
 
 def run() -> None:
-    settings = KDSettings(**build_parser().given())
-    require_batches(settings.batch_size)
+    settings = resolve_training(KDSettings(**build_parser().given()))
+    if not settings.alpha and not settings.beta:
+        raise UserError("--alpha 0 --beta 0 leaves nothing to learn: give one of them a weight")
     if settings.save_dir is None:
         folder = run_folder(settings.method, vars(settings))
         settings = dataclasses.replace(settings, save_dir=folder)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datafree.cli import parser as cli
-from datafree.errors import UserError
-from datafree.settings import TrainSettings, require_batches
+from datafree.settings import TrainSettings, resolve_training
 
 
 def build_parser() -> cli.Parser:
@@ -16,17 +15,17 @@ def build_parser() -> cli.Parser:
 
 
 def run() -> None:
-    settings = TrainSettings(**build_parser().given())
-    require_batches(settings.batch_size)
+    settings = resolve_training(TrainSettings(**build_parser().given()))
     default = f"checkpoints/pretrained/{settings.dataset}_{settings.model.stem}.pth"
     output = Path(settings.output or default)
-    if output.exists() and not settings.overwrite:
-        raise UserError(f"{output} is there already: replace it with --overwrite, or name another --output")
 
     # Only now, so that --help and mistakes in flags answer at once.
-    from datafree.runs.real_images import train
+    from datafree.runs import real_images
 
-    train(settings, output)
+    if settings.evaluate_only:
+        real_images.evaluate_only(settings, output)
+    else:
+        real_images.train(settings, output)
 
 
 def main() -> None:

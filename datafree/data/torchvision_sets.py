@@ -92,11 +92,17 @@ class _FashionMNIST(_MNIST):
     folder = "FashionMNIST"
 
 
-_BY_SPLIT = {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "mnist": _MNIST, "fashion_mnist": _FashionMNIST}
+_BY_SPLIT: dict[str, Any] = {
+    "cifar10": _CIFAR10,
+    "cifar100": _CIFAR100,
+    "mnist": _MNIST,
+    "fashion_mnist": _FashionMNIST,
+}
 
 
 def read(dataset: str, split: str, root: Path, download: bool) -> ImageSet:
     """A dataset from `root` or `root/torchdata`; grey images become RGB."""
+    factory: Any
     if dataset == "svhn":
         factory = partial(_SVHN, split=split)
     else:

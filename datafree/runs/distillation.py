@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,20 @@ import torch
 from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
 from datafree.distiller import Distiller
-from datafree.errors import Stopped, UserError
+from datafree.errors import Stopped
 from datafree.methods import METHODS
 from datafree.networks.portable import describe
 from datafree.runs.contact_sheet import export_repository
 from datafree.runs.environment import environment
-from datafree.runs.files import CHECKPOINT, CONFIG, MARKS, REPOSITORY, SAMPLES, SUMMARY
+from datafree.runs.files import CONFIG, REPOSITORY, SAMPLES, SUMMARY
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import EpochWriter, run_epochs
-from datafree.runs.progress import BALANCE, Progress, ProgressBar, balance_text
-from datafree.runs.resume import Resume
+from datafree.runs.progress import BALANCE, FIGURES, DistillationBar, Progress, balance_text
+from datafree.runs.resume import Resume, how_to_continue
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.session import Session
 from datafree.settings import as_dict, identity
-from datafree.torch_utils import checkpoint
 from datafree.torch_utils.state import fingerprint
 
 
@@ -66,15 +63,19 @@ class Distillation:
         for images in first_samples:
             distiller.store(images)
         judged = "test" if session.has_images else "agreement"
-        with ProgressBar(s, progress.epoch, session.say, judged, quiet=not processes.first) as bar:
+        with DistillationBar(s, progress.epoch, session.say, judged, quiet=not processes.first) as bar:
             writer = None
             if session.run:
                 facts = {"identity": self.identity, "facts": self.facts.as_dict()}
-                writer = EpochWriter(session.run, bar, progress, distiller, self.facts.classes, facts)
+                sheet = partial(
+                    session.run.save_samples, repository=distiller.repository, classes=self.facts.classes
+                )
+                writer = EpochWriter(session.run, bar, progress, s.epochs, facts, s.save_every, sheet)
             try:
-                run_epochs(distiller, progress.epoch, writer)
+                run_epochs(distiller, progress.epoch, s.epochs, writer)
             except Stopped as stopped:
-                raise Stopped(f"{stopped}; {self._how_to_continue()}", stopped.status) from stopped
+                how = how_to_continue(self.folder, s.resume, processes)
+                raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
         processes.end()
         if session.run:
             self._finish(session.run, progress)
@@ -83,13 +84,9 @@ class Distillation:
                 session.say(f"repository: {folder}")
 
     def build_distiller(self) -> Distiller:
-        s, facts, world_size = self.settings, self.facts, self.processes.world_size
-        for flag, value in (("batch_size", s.batch_size), ("synthesis_batch_size", s.synthesis_batch_size)):
-            if value % world_size or value < 2 * world_size:
-                raise UserError(
-                    f"--{flag} {value} cannot be divided among {world_size} processes: "
-                    "choose a multiple, 2 images or more for each"
-                )
+        s, facts = self.settings, self.facts
+        self.processes.require_divisible("--batch_size", s.batch_size)
+        self.processes.require_divisible("--synthesis_batch_size", s.synthesis_batch_size)
         features = self.session.teacher.found.features
         assert features is not None  # a teacher's are looked for
         shape = (facts.channels, facts.img_size, facts.img_size)
@@ -135,7 +132,14 @@ class Distillation:
             if self.session.has_images:  # also shows that they can be read
                 distiller.evaluation = self.session.score(self.session.student)
             return Progress(s.start_epoch, first=s.start_epoch)
-        resume = Resume(self.folder, self.identity, s.epochs, self.processes, self.session.lock)
+        resume = Resume(
+            self.folder,
+            self.identity,
+            s.epochs,
+            self.processes,
+            self.session.lock,
+            (*FIGURES, "repository", "alpha", *BALANCE),
+        )
         progress = resume.load(distiller, s.resume)
         self.session.lock = resume.lock
         for warning in resume.warnings:
@@ -145,11 +149,7 @@ class Distillation:
     def _open_run(self, progress: Progress) -> RunFolder:
         """Make the run folder, or go on in it."""
         s, session = self.settings, self.session
-        if session.lock is None:  # what another command has made here since must not be mixed with this
-            session.lock = RunLock(self.folder)
-            found = [name for name in MARKS if (self.folder / name).exists()]
-            if found and not s.overwrite:
-                raise UserError(f"another command has begun a run in {self.folder}: use another --save_dir")
+        session.lock = session.lock or RunLock.of_new_run(self.folder, s.overwrite)
         events_from = progress.epoch if s.tensorboard else None
         run = RunFolder(self.folder, s.overwrite, events_from, session.lock)
         run.log_earlier(session.said)
@@ -166,27 +166,6 @@ class Distillation:
         run.truncate_metrics(progress.first, progress.epoch)
         run.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {session.device}; see {run.path}")
         return run
-
-    def _how_to_continue(self) -> str:
-        own = self.folder / CHECKPOINT
-        if not own.exists() and not checkpoint.previous(own).exists():
-            return "no epoch was finished here: start again, with --overwrite if without --resume"
-        words: list[str] = []
-        dropped = False
-        for word in sys.argv:  # flags may be cut short, and have True behind them
-            if dropped and word in ("True", "False"):
-                continue
-            dropped = word.startswith(("--ov", "--resu"))
-            words += [] if dropped else [word]
-        if self.settings.resume and self.settings.resume in words:
-            words.remove(self.settings.resume)
-        count = self.processes.world_size
-        start = [] if count == 1 else ["torchrun", "--nproc_per_node", str(count)]
-        if words[0].endswith(".py"):
-            start = start or ["python"]
-        elif start:  # an installed command
-            start.append("--no-python")
-        return f"continue with: {shlex.join([*start, *words, '--resume'])}"
 
     def _finish(self, run: RunFolder, progress: Progress) -> None:
         """The student, and the final figures to `summary.json` and the console."""

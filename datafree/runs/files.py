@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG = "config.json"  # every setting as resolved, versions, git commit, device
+TRAINING = "training.json"  # instead of it, of a training of `train_scratch.py`
 METRICS = "metrics.jsonl"  # a line an epoch
 SUMMARY = "summary.json"  # final figures
 LOG = "log.txt"  # what the console said
@@ -16,5 +17,5 @@ REPOSITORY = "repository"  # with `--export_repository`: every sample as PNG
 TENSORBOARD = "tensorboard"  # with `--tensorboard`: events
 LOCK = ".lock"  # held by the command that writes
 
-MARKS = (CONFIG, METRICS, CHECKPOINT)  # any of them makes a folder a run
+MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # any of them makes a folder a run
 FILES = (*MARKS, PREVIOUS, ASIDE, SAMPLES, LOG, STUDENT, SUMMARY, IMAGES, REPOSITORY, TENSORBOARD)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datafree.errors import UserError
 from datafree.repository import SampleRepository
 from datafree.runs.contact_sheet import contact_sheet
-from datafree.runs.files import CHECKPOINT, FILES, IMAGES, LOG, METRICS, STUDENT, TENSORBOARD
+from datafree.runs.files import ASIDE, CHECKPOINT, FILES, IMAGES, LOG, METRICS, PREVIOUS, STUDENT, TENSORBOARD
 from datafree.runs.lock import RunLock
 from datafree.torch_utils import checkpoint
 
@@ -57,7 +57,7 @@ class RunFolder:
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
             self._log = open(path / LOG, "a", encoding="utf-8")  # noqa: SIM115 (lives as long)
         except OSError as error:
-            raise UserError(f"cannot write to {path} ({error}): choose another --save_dir") from error
+            raise UserError(f"cannot write to {path} ({error}): choose another folder") from error
         self._events = None
         if events_from is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -114,6 +114,11 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
+
+    def remove_checkpoints(self) -> None:
+        """Of a run that will not be continued."""
+        for name in (CHECKPOINT, PREVIOUS, ASIDE):
+            (self.path / name).unlink(missing_ok=True)
 
     def save_student(self, content: dict[str, Any]) -> None:
         checkpoint.save(content, self.path / STUDENT)

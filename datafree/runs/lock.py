@@ -14,29 +14,28 @@ except ImportError:  # not a Unix: nothing keeps two commands from writing to on
     fcntl = None  # type: ignore[assignment]
 
 
-def refuse_existing(folder: Path, resume: bool | None, overwrite: bool) -> bool:
-    """See that a run may be written to `folder`; touches nothing. `resume` is None where there is no such
-    flag. Returns whether there is a run already.
+def refuse_existing(folder: Path, resume: bool, overwrite: bool, flag: str = "--save_dir") -> bool:
+    """See that a run may be written to `folder`, which `flag` names; touches nothing. Returns whether there
+    is a run already.
 
     Raises:
         UserError: it holds a run and neither `resume` nor `overwrite` is asked for, it holds files of
             someone else where a run's would go, or it is no folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another --save_dir")
+        raise UserError(f"{folder} is a file: choose another {flag}")
     found = [name for name in FILES if (folder / name).exists() or (folder / name).is_symlink()]
     links = [name for name in (*found, LOCK) if (folder / name).is_symlink()]
     if links:
-        raise UserError(f"{folder / links[0]} is a link, which a run never makes: choose another --save_dir")
+        raise UserError(f"{folder / links[0]} is a link, which a run never makes: choose another {flag}")
     # The lock is there before any other file, and after the others when a run is being replaced.
     is_run = any(name in MARKS for name in found) or (folder / LOCK).exists()
     if found and not is_run:
-        raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another --save_dir")
-    if is_run and not resume and not overwrite:
+        raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another {flag}")
+    if found and not resume and not overwrite:
         raise UserError(
-            f"{folder} already holds a run ({found[0]}): "
-            + ("" if resume is None else "continue it with --resume, ")
-            + "replace it with --overwrite, or choose another --save_dir"
+            f"{folder} already holds a run ({found[0]}): continue it with --resume, "
+            f"replace it with --overwrite, or choose another {flag}"
         )
     return is_run
 
@@ -45,21 +44,37 @@ class RunLock:
     """Held by the one command that writes to a run folder; the system takes it back when the process ends,
     however it does.
 
+    Args:
+        folder: made with its parents.
+        flag: names the folder, for error messages.
+
     Raises:
         UserError: another command holds it, or nothing can be written there.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, flag: str = "--save_dir"):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
             self._file = os.fdopen(handle, "w")  # held as long as this lives
         except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error}): choose another --save_dir") from error
+            raise UserError(f"cannot write to {folder} ({error}): choose another {flag}") from error
         try:
             if fcntl:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another command writes to {folder}: wait, or use another --save_dir") from error
+            raise UserError(f"another command writes to {folder}: wait, or use another {flag}") from error
         except OSError:  # a file system that knows no locks
             pass
+
+    @classmethod
+    def of_new_run(cls, folder: Path, overwrite: bool, flag: str = "--save_dir") -> RunLock:
+        """The lock of a folder in which a run is begun.
+
+        Raises:
+            UserError: another command has begun one there by now, which must not be mixed with this.
+        """
+        lock = cls(folder, flag)
+        if not overwrite and any((folder / name).exists() for name in MARKS):
+            raise UserError(f"another command has begun a run in {folder}: use another {flag}")
+        return lock

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from datafree.distiller import Distiller
 from datafree.errors import UserError
 from datafree.runs.folder import RunFolder
 from datafree.runs.interrupts import Interrupts
 from datafree.runs.progress import Progress, ProgressBar
+from datafree.synthesis.base import OnStep
+from datafree.torch_utils.processes import Processes
 
 SHEETS = 10  # contact sheets written in the course of a run
+
+
+class Epochs(Protocol):
+    """What is run epoch by epoch: a `Distiller`, or a `Trainer` on real images."""
+
+    processes: Processes
+
+    def run_epoch(self, epoch: int, on_step: OnStep) -> dict[str, Any]:
+        """Epoch `epoch`, counted from 0; returns its line of metrics."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the place of the one that gave `state`."""
 
 
 class EpochWriter:
@@ -27,9 +43,10 @@ class EpochWriter:
         run: the folder.
         bar: the console.
         progress: how far the run has come; kept up to date.
-        distiller: what is trained.
-        classes: names of the classes.
+        epochs: of the run.
         facts: what else a checkpoint says.
+        save_every: epochs between two checkpoints.
+        show: draws a contact sheet after so many epochs.
     """
 
     def __init__(
@@ -37,26 +54,27 @@ class EpochWriter:
         run: RunFolder,
         bar: ProgressBar,
         progress: Progress,
-        distiller: Distiller,
-        classes: Sequence[str],
+        epochs: int,
         facts: dict[str, Any],
+        save_every: int = 1,
+        show: Callable[[int], Any] | None = None,
     ):
-        self.run, self.bar, self.progress, self.distiller = run, bar, progress, distiller
-        self.classes, self.facts, self.settings = classes, facts, distiller.settings
+        self.run, self.bar, self.progress, self.epochs = run, bar, progress, epochs
+        self.facts, self.save_every, self.show = facts, save_every, show
         self._before, self._start = progress.seconds, time.perf_counter()
         self._unsaved: dict[str, Any] | None = None
 
     def write(self, row: dict[str, Any], state: dict[str, Any]) -> None:
         """Metrics, contact sheet and checkpoint of the epoch just done."""
-        s, progress = self.settings, self.progress
+        progress = self.progress
         self.run.append_metrics(row)
         self.bar.epoch(row)
         progress.add(row, self._before + time.perf_counter() - self._start)
-        last = progress.epoch == s.epochs
-        if last or progress.epoch % max(1, s.epochs // SHEETS) == 0:
-            self.run.save_samples(progress.epoch, self.distiller.repository, self.classes)
+        last = progress.epoch == self.epochs
+        if self.show and (last or progress.epoch % max(1, self.epochs // SHEETS) == 0):
+            self.show(progress.epoch)
         content = {"progress": asdict(progress), **self.facts, "distiller": state}
-        if last or progress.epoch % s.save_every == 0:
+        if last or progress.epoch % self.save_every == 0:
             self.run.save_checkpoint(content)
             self._unsaved = None
         else:
@@ -69,19 +87,20 @@ class EpochWriter:
                 self.run.save_checkpoint(self._unsaved)
 
 
-def run_epochs(distiller: Distiller, first_epoch: int, writer: EpochWriter | None) -> None:
+def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWriter | None) -> None:
     """All epochs from `first_epoch` on. If they are stopped, the state after the last whole epoch is saved.
 
     Args:
-        distiller: runs them.
+        trained: runs them.
         first_epoch: counted from 0.
+        epochs: of the run.
         writer: of the first process; None in the others.
 
     Raises:
         Stopped: by a signal.
         UserError: a loss is no longer finite, or the disk takes no more.
     """
-    processes, epochs = distiller.processes, distiller.settings.epochs
+    processes = trained.processes
     with Interrupts() as interrupts:
 
         def on_step(phase: str, loss: Tensor) -> None:
@@ -92,8 +111,8 @@ def run_epochs(distiller: Distiller, first_epoch: int, writer: EpochWriter | Non
 
         try:
             for epoch in range(first_epoch, epochs):
-                row = distiller.run_epoch(epoch, on_step)
-                state = distiller.state_dict()  # to which every process contributes
+                row = trained.run_epoch(epoch, on_step)
+                state = trained.state_dict()  # to which every process contributes
                 if writer:
                     writer.write(row, state)
                 received = interrupts.received if epoch + 1 < epochs else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datafree.settings import Settings
 from datafree.torch_utils.state import require_like
 
+FIGURES = ("epoch", "test_top1")  # of every line of metrics
 BALANCE = ("count_variation", "count_entropy", "lof_relative_iqr", "lof_outside_share", "margin")
 
 
@@ -27,8 +28,8 @@ class Progress:
     first: int = 0  # the epoch that the run began with
 
     @classmethod
-    def of(cls, saved: dict[str, Any], epochs: int) -> Progress:
-        """From what a checkpoint has.
+    def of(cls, saved: dict[str, Any], epochs: int, figures: Sequence[str]) -> Progress:
+        """From what a checkpoint has; `figures` are what its metrics must have.
 
         Raises:
             KeyError, TypeError, ValueError: it makes no sense.
@@ -37,7 +38,7 @@ class Progress:
         require_like(asdict(replace(progress, row={})), asdict(cls(0)), "progress")
         if not 0 <= progress.first < progress.epoch <= epochs or type(progress.epoch) is not int:
             raise ValueError("progress is beyond the epochs")
-        for name in ("epoch", "test_top1", "repository", "alpha", *BALANCE):
+        for name in figures:
             if not isinstance(progress.row[name], (int, float, type(None))):
                 raise TypeError(f"{name} is no number")
         return progress
@@ -66,21 +67,16 @@ class ProgressBar:
     """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal.
 
     Args:
-        settings: of the run.
-        epoch: the first to be run.
+        total: steps of the bar.
         say: shows a line.
-        judged: what the student is judged by, "test" or "agreement".
+        print_freq: steps between two lines on the loss; 0 for none.
         quiet: show nothing.
     """
 
-    def __init__(
-        self, settings: Settings, epoch: int, say: Callable[[str], None], judged: str, quiet: bool = False
-    ):
-        s = settings
-        warmup_epochs = max(0, s.warmup - epoch)  # a step of the bar each
-        total = warmup_epochs + (s.epochs - epoch - warmup_epochs) * s.rounds * s.kd_steps
-        self.settings, self.say, self.judged = s, say, judged
-        self.kd_steps = 0
+    PHASE = "train"  # whose steps are counted
+
+    def __init__(self, total: int, say: Callable[[str], None], print_freq: int, quiet: bool = False):
+        self.say, self.print_freq, self.steps = say, print_freq, 0
         self.bar = tqdm(
             total=total, unit="step", disable=True if quiet else None, dynamic_ncols=True, smoothing=0.05
         )
@@ -92,12 +88,39 @@ class ProgressBar:
         self.bar.close()
 
     def step(self, phase: str, loss: Tensor) -> None:
-        if phase != "kd":
+        if phase != self.PHASE:
             return
         self.bar.update()
-        self.kd_steps += 1
-        if self.settings.print_freq and self.kd_steps % self.settings.print_freq == 0:
-            self.say(f"  step {self.kd_steps}: KD loss {loss.item():.4f}")
+        self.steps += 1
+        if self.print_freq and self.steps % self.print_freq == 0:
+            self.say(f"  step {self.steps}: loss {loss.item():.4f}")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show the line of metrics of an epoch."""
+        raise NotImplementedError
+
+
+class DistillationBar(ProgressBar):
+    """Of a run without data.
+
+    Args:
+        settings: of the run.
+        epoch: the first to be run.
+        say: shows a line.
+        judged: what the student is judged by, "test" or "agreement".
+        quiet: show nothing.
+    """
+
+    PHASE = "kd"
+
+    def __init__(
+        self, settings: Settings, epoch: int, say: Callable[[str], None], judged: str, quiet: bool = False
+    ):
+        s = self.settings = settings
+        self.judged = judged
+        warmup_epochs = max(0, s.warmup - epoch)  # a step of the bar each
+        total = warmup_epochs + (s.epochs - epoch - warmup_epochs) * s.rounds * s.kd_steps
+        super().__init__(total, say, s.print_freq, quiet)
 
     def epoch(self, row: dict[str, Any]) -> None:
         epochs = self.settings.epochs
@@ -117,3 +140,23 @@ class ProgressBar:
         loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
         self.bar.set_postfix_str(f"{loss}{score}")
         self.say(text)
+
+
+class TrainingBar(ProgressBar):
+    """Of a training on real images.
+
+    Args:
+        epochs: of the training.
+        total, say, print_freq, quiet: see `ProgressBar`.
+    """
+
+    def __init__(
+        self, epochs: int, total: int, say: Callable[[str], None], print_freq: int, quiet: bool = False
+    ):
+        self.epochs = epochs
+        super().__init__(total, say, print_freq, quiet)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        score = f"test {row['test_top1']:.2f} %"
+        self.bar.set_postfix_str(score)
+        self.say(f"epoch {row['epoch'] + 1}/{self.epochs}  loss {row['loss']:.4f}  {score}")

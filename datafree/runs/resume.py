@@ -3,17 +3,19 @@ all."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree.distiller import Distiller
 from datafree.errors import Damaged, UserError
 from datafree.runs.files import ASIDE, CHECKPOINT, SAMPLES
 from datafree.runs.lock import RunLock
-from datafree.runs.progress import Progress
+from datafree.runs.loop import Epochs
+from datafree.runs.progress import FIGURES, Progress
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.processes import Processes
 
@@ -26,21 +28,28 @@ class Resume:
         identity: what must be the same for one run to continue another, as plain data.
         epochs: of the run.
         processes: of which the first changes the folder.
+        figures: what the metrics of the last epoch must have.
         lock: of the folder, if it is held already; it is taken where samples are brought from another folder.
     """
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], epochs: int, processes: Processes, lock: RunLock | None
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        epochs: int,
+        processes: Processes,
+        lock: RunLock | None,
+        figures: Sequence[str] = FIGURES,
     ):
         self.folder, self.identity, self.epochs = folder, identity, epochs
-        self.processes, self.lock = processes, lock
+        self.processes, self.lock, self.figures = processes, lock, figures
         self.warnings: list[str] = []
 
-    def load(self, distiller: Distiller, named: str) -> Progress:
+    def load(self, trained: Epochs, named: str) -> Progress:
         """Load the state to continue from; returns how far it had come.
 
         Args:
-            distiller: takes the state.
+            trained: takes the state.
             named: the checkpoint that the user names, empty for the newest in the folder.
 
         Raises:
@@ -51,7 +60,7 @@ class Resume:
             path = Path(named)
             if own.exists() and path.resolve().parent != self.folder.resolve():
                 raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
-            progress = self._load(distiller, path)
+            progress = self._load(trained, path)
             if path.resolve() == checkpoint.previous(own).resolve() and own.exists():
                 self._set_aside(own)  # it is of samples that are no more
             return progress
@@ -59,11 +68,11 @@ class Resume:
         if not candidates:
             raise UserError(f"no checkpoint in {self.folder}: no epoch was finished; start with --overwrite")
         try:
-            return self._load(distiller, candidates[0])
+            return self._load(trained, candidates[0])
         except Damaged as error:
             if len(candidates) == 1:
                 raise
-            progress = self._load(distiller, candidates[1])
+            progress = self._load(trained, candidates[1])
             self.warnings.append(f"{error}; continuing from the one before it, {candidates[1]}")
             self._set_aside(own)  # so that it never takes the place of the good one
             return progress
@@ -72,7 +81,7 @@ class Resume:
         if self.processes.first:
             own.replace(self.folder / ASIDE)
 
-    def _load(self, distiller: Distiller, path: Path) -> Progress:
+    def _load(self, trained: Epochs, path: Path) -> Progress:
         """Take the state in a checkpoint.
 
         Raises:
@@ -82,7 +91,7 @@ class Resume:
         content = checkpoint.read(path)
         try:
             before = {**content["identity"]}
-            if not {"teacher_weights", "epochs", "method"} <= before.keys():
+            if not {"epochs", "seed"} <= before.keys():
                 raise KeyError("identity")
             # A name that the checkpoint lacks is of a setting that is younger than it.
             changed = [name for name, value in self.identity.items() if before.get(name, value) != value]
@@ -92,9 +101,9 @@ class Resume:
                     f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
                     + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
                 )
-            progress = Progress.of(content["progress"], self.epochs)
+            progress = Progress.of(content["progress"], self.epochs, self.figures)
             with self._samples_beside(path):
-                distiller.load_state_dict(content["distiller"])
+                trained.load_state_dict(content["distiller"])
             return progress
         except (
             KeyError,
@@ -125,3 +134,32 @@ class Resume:
             if bring:
                 target.unlink(missing_ok=True)
             raise
+
+
+def how_to_continue(folder: Path, named: str | None, processes: Processes) -> str:
+    """What to say of a run in a folder that was stopped.
+
+    Args:
+        folder: of the run.
+        named: the checkpoint that it was continued from, if one was named.
+        processes: of the run.
+    """
+    own = folder / CHECKPOINT
+    if not own.exists() and not checkpoint.previous(own).exists():
+        return "no epoch was finished here: start again, with --overwrite if without --resume"
+    words: list[str] = []
+    dropped = False
+    for word in sys.argv:  # flags may be cut short, and have True behind them
+        if dropped and word in ("True", "False"):
+            continue
+        dropped = word.startswith(("--ov", "--resu"))
+        words += [] if dropped else [word]
+    if named in words:
+        words.remove(named)
+    count = processes.world_size
+    start = [] if count == 1 else ["torchrun", "--nproc_per_node", str(count)]
+    if words[0].endswith(".py"):
+        start = start or ["python"]
+    elif start:  # an installed command
+        start.append("--no-python")
+    return f"continue with: {shlex.join([*start, *words, '--resume'])}"

@@ -35,11 +35,3 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def require_one_process() -> None:
-    """Raises:
-    UserError: `torchrun` has started several.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("this script runs in one process: start it without torchrun")

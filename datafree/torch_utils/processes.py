@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from datafree.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -32,6 +34,16 @@ class Processes:
     def first(self) -> bool:
         """Whether this is the process that writes the run folder."""
         return self.rank == 0
+
+    def require_divisible(self, flag: str, batch_size: int) -> None:
+        """Raises:
+        UserError: a batch, whose size `flag` sets, does not leave each process as many images, 2 or more.
+        """
+        if batch_size % self.world_size or batch_size < 2 * self.world_size:
+            raise UserError(
+                f"{flag} {batch_size} cannot be divided among {self.world_size} processes: "
+                "choose a multiple, 2 images or more for each"
+            )
 
     def share(self, rows: Tensor) -> Tensor:
         """Every `world_size`-th row, beginning with row `rank`: this process's part of what all have."""
