@@ -46,8 +46,9 @@ class StudentTrainer(SGDTrainer):
         )
         super().__init__(student, s.lr, s.momentum, s.weight_decay, schedule, s.amp, device, processes)
         self.divergence = METHODS[s.method].divergence
-        forward: list[Callable[[Tensor], Tensor]] = [processes.wrap(student), teacher]
-        self._forward = [torch.compile(network) for network in forward] if s.compile else forward
+        self.teacher: Callable[[Tensor], Tensor] = teacher
+        if s.compile:
+            self.forward, self.teacher = torch.compile(self.forward), torch.compile(teacher)
 
     def train(self, batches: Iterable[Tensor], on_step: OnStep = ignore_step) -> tuple[float, int]:
         """A step for each batch (N, C, H, W), as the networks see it. Returns as `descend_all`."""
@@ -60,11 +61,10 @@ class StudentTrainer(SGDTrainer):
     def loss(self, inputs: Tensor) -> Tensor:
         """The divergence of student and teacher on a batch (N, C, H, W) as the networks see it."""
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        student, teacher = self._forward
         with self.autocast():
             with torch.no_grad():
-                teacher_logits = teacher(inputs)
-            student_logits = student(inputs)
+                teacher_logits = self.teacher(inputs)
+            student_logits = self.forward(inputs)
         pair = at_least_single(student_logits), at_least_single(teacher_logits)
         return losses.divergence(self.divergence, *pair, self.settings.T)
 

@@ -76,7 +76,7 @@ class Distillation:
             except Stopped as stopped:
                 how = how_to_continue(self.folder, s.resume, processes)
                 raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
-        processes.end()
+        distiller.kd.leave()
         if session.run:
             self._finish(session.run, progress)
             if s.export_repository:

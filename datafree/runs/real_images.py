@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from datafree import losses
@@ -23,7 +23,7 @@ from datafree.networks.portable import describe
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
 from datafree.runs.environment import environment
 from datafree.runs.files import CHECKPOINT, CONFIG, SUMMARY, TRAINING
-from datafree.runs.training import Trainer, TrainingRun
+from datafree.runs.training import Forward, Trainer, TrainingRun
 from datafree.settings import KDSettings, TrainSettings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.precision import at_least_single
@@ -65,8 +65,8 @@ def train(settings: TrainSettings, output: Path) -> None:
     facts = replace(facts, classes=tuple(train_images.classes)).for_channels(channels)
     train_images, test_images = (images.for_channels(channels) for images in (train_images, test_images))
 
-    def criterion(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_single(network(inputs)), labels)
+    def criterion(forward: Forward, inputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(at_least_single(forward(inputs)), labels)
 
     score = run.scorer(test_images, facts)
     if s.epochs:
@@ -151,10 +151,10 @@ def distill(settings: KDSettings) -> None:
     images = transfer_set(s, run, facts)
     facts = replace(facts, classes=tuple(test_images.classes))
 
-    def criterion(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    def criterion(forward: Forward, inputs: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             teacher_logits = at_least_single(teacher(inputs))
-        logits = at_least_single(network(inputs))
+        logits = at_least_single(forward(inputs))
         loss = s.alpha * losses.kldiv(logits, teacher_logits, s.T)
         return loss + s.beta * F.cross_entropy(logits, labels) if s.beta else loss
 

@@ -33,7 +33,8 @@ from datafree.torch_utils.processes import Processes
 from datafree.torch_utils.sgd import SGDTrainer
 from datafree.torch_utils.state import require_like
 
-Criterion = Callable[[nn.Module, Tensor, Tensor], Tensor]  # network, inputs and labels to a loss
+Forward = Callable[[Tensor], Tensor]  # inputs to logits
+Criterion = Callable[[Forward, Tensor, Tensor], Tensor]  # of the trained network, inputs and labels to a loss
 DECAY = 0.1  # of the learning rate at a milestone
 
 
@@ -71,7 +72,6 @@ class Trainer(SGDTrainer):
             schedule = partial(schedules.CosineAnnealingLR, T_max=max(1, s.epochs))
         super().__init__(network, s.lr, s.momentum, s.weight_decay, schedule, s.amp, device, processes)
         self.criterion, self.images, self.score = criterion, images, score
-        self.forward = processes.wrap(network)
         # The first process draws the order of the images for all.
         self.rng = torch.Generator(device).manual_seed(s.seed + processes.rank)
         # Images that are read as random crops are only flipped.
@@ -236,7 +236,7 @@ class TrainingRun:
             except Stopped as stopped:
                 how = how_to_continue(self.folder, s.resume, processes)
                 raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
-        processes.end()
+        trainer.leave()
         return progress
 
     def say(self, text: str, color: str | None = None) -> None:

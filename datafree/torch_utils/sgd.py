@@ -3,6 +3,7 @@ goes through."""
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -41,6 +42,7 @@ class SGDTrainer:
         processes: Processes,
     ):
         self.network, self.device, self.processes = network, device, processes
+        self.forward: Callable[[Tensor], Tensor] = processes.wrap(network)
         self.optimizer = torch.optim.SGD(
             network.parameters(),
             lr,
@@ -89,6 +91,12 @@ class SGDTrainer:
         if self.scaler.is_enabled():  # the scale falls after a step that overflowed and was skipped
             self._overflows += (self.scaler.scale(self._one) < before).float()
         return loss.detach()
+
+    def leave(self) -> None:
+        """Take leave of the other processes: no messages from here on."""
+        self.forward = self.network
+        gc.collect()  # what wrapped it holds on to the engine, whose threads must end before the program does
+        self.processes.end()
 
     def state_dict(self) -> dict[str, Any]:
         return {

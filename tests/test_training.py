@@ -1,0 +1,192 @@
+"""Training on real images, of teachers and by KD: it continues exactly, and does what published flags say."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import soak
+import torch
+from conftest import ROOT, run_here, run_script
+from test_scripts import assert_refused, metrics, write_folder, write_teacher
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):  # dropout draws from torch's global state, which must be continued too
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Conv2d(3, 8, 3, 4, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2),
+                         nn.Flatten(), nn.Linear(8 * 64, num_classes))
+"""
+TRAIN = [
+    *"--dataset digits --model net.py:Net --device cpu --batch_size 32".split(),
+    *"--lr 0.05 --lr_decay_milestones 9,14 --output t.pth".split(),
+]
+KD = [
+    *"--dataset folder --data_root images --teacher wrn16_1 --teacher_ckpt teacher.pth".split(),
+    *"--student resnet8 --device cpu --batch_size 8 --save_dir out".split(),
+]
+
+
+@pytest.fixture
+def cwd(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    write_folder(tmp_path / "images", splits=("train", "test"), count=8)
+    write_teacher(tmp_path / "teacher.pth", num_classes=3)
+    return tmp_path
+
+
+def kill_when(folder, epochs, script, *flags, cwd, sign=signal.SIGKILL, delay=0.0):
+    """Start a script, and stop it that long after so many epochs are done."""
+    words = [sys.executable, str(ROOT / script), *map(str, flags)]
+    process = subprocess.Popen(
+        words, cwd=cwd, env=soak.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and soak.epochs_done(folder) < epochs:
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, process.stderr.read()
+    process.send_signal(sign)
+    return process.wait(), process.stderr.read()
+
+
+def weights(file):
+    return torch.load(file, weights_only=True)["state_dict"]
+
+
+def assert_equal_weights(file, other):
+    states = weights(file), weights(other)
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_teacher_killed_five_times_ends_bit_for_bit_as_one_that_was_not(cwd):
+    whole, broken = cwd / "whole", cwd / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+        (folder / "net.py").write_text(NET)
+    done = run_script("train_scratch.py", *TRAIN, "--epochs", 20, cwd=whole)
+    assert done.returncode == 0, done.stderr
+    rows = metrics(whole / "t.training")
+    assert [rows[epoch]["lr"] for epoch in (8, 9, 14)] == pytest.approx([0.05, 0.005, 0.0005])
+    figures = json.loads((whole / "t.json").read_text())
+    assert figures["test_top1"] == rows[-1]["test_top1"] > 80
+
+    rng, training = random.Random(0), broken / "t.training"
+    for epoch in (2, 6, 9, 13, 16):
+        more = ["--resume"] if epoch > 2 else []
+        delay = rng.uniform(0, 0.2)
+        flags = [*TRAIN, "--epochs", 20, *more]
+        kill_when(training, epoch, "train_scratch.py", *flags, cwd=broken, delay=delay)
+        assert not (broken / "t.pth").exists()
+    scored = run_here(
+        "train_scratch.py", *TRAIN, "--evaluate_only", "--resume", training / "checkpoint.pth", cwd=broken
+    )
+    assert "of 360 right" in scored.stdout, scored.stderr
+    other = run_here("train_scratch.py", *TRAIN, "--epochs", 20, "--wd", "0.1", "--resume", cwd=broken)
+    assert_refused(other, "weight_decay was 0.0001 and is 0.1")
+    done = run_script("train_scratch.py", *TRAIN, "--epochs", 20, "--resume", cwd=broken)
+    assert done.returncode == 0, done.stderr
+    assert_equal_weights(whole / "t.pth", broken / "t.pth")
+    assert metrics(training) == rows
+    assert json.loads((broken / "t.json").read_text()) == figures
+    assert not (training / "checkpoint.pth").exists()
+
+    assert_refused(run_here("train_scratch.py", *TRAIN, "--resume", cwd=broken), "trained to its end")
+    assert_refused(run_here("train_scratch.py", *TRAIN, cwd=broken), "replace it with --overwrite")
+    scored = run_here("train_scratch.py", *TRAIN, "--evaluate_only", cwd=broken)
+    assert f"{figures['test_top1']:.2f} %" in scored.stdout
+    assert not torch.load(broken / "t.pth", weights_only=True).keys() & {"distiller", "identity"}
+
+
+def test_two_processes_train_one_network_and_continue_exactly(cwd):
+    def torchrun(*flags):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        words = [*command, str(ROOT / "train_scratch.py"), *TRAIN, *map(str, flags)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(
+            words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    whole = torchrun("--epochs", 10, "--output", "whole.pth")
+    out, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
+    assert "of 360 right" in out
+    assert out.count("epoch 10/10") == 1
+    assert json.loads((cwd / "whole.training/training.json").read_text())["processes"] == 2
+    broken = torchrun("--epochs", 10)
+    while broken.poll() is None and soak.epochs_done(cwd / "t.training") < 3:
+        time.sleep(0.002)
+    broken.terminate()
+    _, errors = broken.communicate(timeout=60)
+    assert "continue with: torchrun --nproc_per_node 2" in errors
+    assert soak.epochs_done(cwd / "t.training") < 10
+    resumed = torchrun("--epochs", 10, "--resume")
+    _, errors = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, errors
+    assert_equal_weights(cwd / "whole.pth", cwd / "t.pth")
+
+
+def test_kd_with_real_images_continues_exactly_after_a_signal(cwd):
+    done = run_script("vanilla_kd.py", *KD, "--epochs", 12, "--beta", 0.5, "--save_dir", "whole", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    flags = [*KD, "--epochs", 12, "--beta", 0.5]
+    status, said = kill_when(cwd / "out", 2, "vanilla_kd.py", *flags, cwd=cwd, sign=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM
+    assert "continue with: python" in said
+    assert "--resume" in said
+    done = run_script("vanilla_kd.py", *flags, "--resume", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert_equal_weights(cwd / "whole/student.pth", cwd / "out/student.pth")
+    assert metrics(cwd / "out") == metrics(cwd / "whole")
+    assert_refused(
+        run_here("vanilla_kd.py", *KD, "--epochs", 12, "--resume", cwd=cwd), "beta was 0.5 and is 0.0"
+    )
+
+
+def test_kd_with_other_images_and_with_labels(cwd):
+    """Soft targets weigh alpha, hard ones beta; the images may be another dataset's, or a folder's."""
+    write_folder(cwd / "other", splits=("any",), count=10)
+    short = [*KD, "--epochs", 1]
+    losses = {}
+    for name, more in {
+        "soft": [],
+        "half": ["--alpha", 0.5],
+        "both": ["--beta", 2],
+        "hard": ["--alpha", 0, "--beta", 2],
+        "folder": ["--transfer_set", "other"],
+        "own": ["--transfer_set", "folder", "--beta", 2],
+    }.items():
+        done = run_here("vanilla_kd.py", *short, *more, "--lr", 1e-9, "--save_dir", name, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        losses[name] = metrics(cwd / name)[0]["loss"]
+        assert ("30 images" in done.stdout) == (name == "folder")
+    assert losses["half"] == pytest.approx(losses["soft"] / 2, rel=1e-4)
+    assert losses["both"] == pytest.approx(losses["soft"] + losses["hard"], rel=1e-4) == losses["own"]
+    assert json.loads((cwd / "folder/config.json").read_text())["method"] == "vanilla_kd_transfer"
+    for more, message in [
+        (["--transfer_set", "cifr10"], "neither a folder nor a dataset, did you mean cifar10?"),
+        (["--transfer_set", "other", "--beta", 1], "--beta needs labels"),
+        (["--alpha", 0], "leaves nothing to learn"),
+        (["--lr_decay_milestones", "1,x"], "is no list of epochs"),
+        (["--resume", "--overwrite"], "contradict each other"),
+    ]:
+        assert_refused(run_here("vanilla_kd.py", *short, *more, "--save_dir", "new", cwd=cwd), message)
+    assert not (cwd / "new").exists()
+
+
+def test_half_precision_trains_too(cwd):
+    for more in (["--amp", "bf16"], ["--fp16"]):
+        flags = [*TRAIN, *more, "--epochs", 3, "--print_freq", 40, "--overwrite"]
+        done = run_here("train_scratch.py", *flags, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        assert "step 40: loss" in done.stdout
+        rows = metrics(cwd / "t.training")
+        assert rows[-1]["test_top1"] > 50
+        assert json.loads((cwd / "t.training/training.json").read_text())["amp"] == more[-1].removeprefix(
+            "--"
+        )
+    assert_refused(run_here("train_scratch.py", *TRAIN, "--amp", "bf16", "--fp16", cwd=cwd), "contradict")
