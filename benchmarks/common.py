@@ -33,7 +33,8 @@ def noise_samples(count: int, dim: int, device: torch.device | str = "cpu") -> S
     centres = torch.randn(CLASSES, dim, generator=torch.Generator().manual_seed(1)).to(device)
     features = torch.relu(centres[labels] + torch.randn(count, dim, device=device))
     images = torch.randint(0, 256, (count, *IMAGE_SHAPE), dtype=torch.uint8, device=device)
-    return Samples(images, labels, features, torch.rand(count, device=device))
+    margins = torch.rand(count, device=device)
+    return Samples(images, labels, features, margins, margins)
 
 
 def make_distiller(

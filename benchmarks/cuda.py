@@ -101,7 +101,9 @@ def main() -> None:
     def arrive(count: int) -> None:
         labels = torch.randint(0, CLASSES, (count,), device=device)
         nothing = torch.zeros(count, 1, 1, 1, dtype=torch.uint8, device=device)
-        repository.add(Samples(nothing, labels, torch.randn(count, dim, device=device), torch.rand(count)))
+        repository.add(
+            Samples(nothing, labels, torch.randn(count, dim, device=device), *torch.rand(2, count))
+        )
 
     operator = HomogeneityOperator(CLASSES, BATCH)
     arrive(samples)

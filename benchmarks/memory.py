@@ -55,7 +55,7 @@ def fill(repository: SampleRepository, operator: HomogeneityOperator, count: int
     for start in range(0, count, batch):
         serials = torch.arange(start, start + batch)
         images, features = images_of(serials, size), torch.randn(batch, dim)
-        repository.add(Samples(images, serials % CLASSES, features, torch.rand(batch)))
+        repository.add(Samples(images, serials % CLASSES, features, *torch.rand(2, batch)))
         operator.measure(repository.table())
     for number, drawn in enumerate(repository.batches(batch, 20, rng)):
         if number == 0:  # what a repository all in memory would draw

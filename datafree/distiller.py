@@ -86,7 +86,7 @@ class Distiller:
         """
         s = self.settings
         warming_up = epoch < s.warmup
-        kd_loss, spread, added, removed, overflows = math.nan, None, 0, 0, 0
+        kd_loss, spread, made, added, removed, overflows = math.nan, None, 0, 0, 0, 0
         lr = self.kd.lr
         self._seconds = {}
 
@@ -101,6 +101,7 @@ class Distiller:
                 if not s.store_samples:
                     self._remove_oldest(len(self.repository))
                 self.repository.add(new)
+                made += len(targets)
                 added += len(new)
                 if s.max_samples is not None:
                     removed += self._remove_oldest(len(self.repository) - s.max_samples)
@@ -128,6 +129,7 @@ class Distiller:
             with self._phase("kd"):
                 kd_loss, skipped = self.kd.train(self._batches(), on_step)
                 overflows += skipped
+                made += 0 if s.store_samples else s.kd_steps * s.batch_size
                 require_finite_weights(self.student, epoch, "distillation", "--lr")
                 require_finite({"kd": kd_loss}, epoch, "distillation", "--lr")
 
@@ -145,6 +147,7 @@ class Distiller:
             "loss_kd": _finite(kd_loss),
             "kd_overflows": overflows,
             **scores,
+            "made": made,
             "repository": len(self.repository),
             "added": added,
             "removed": removed,
@@ -169,8 +172,7 @@ class Distiller:
             p.average([sums])
             terms = dict(zip(terms, sums.tolist(), strict=True))
             steps = {name: [value] for name, value in terms.items()}
-            parts = samples.images, samples.labels, samples.features, samples.margins
-            samples = Samples(*map(p.gather, parts))
+            samples = Samples(*map(p.gather, vars(samples).values()))
         # The first step that went wrong tells why; the total, which comes first, is the terms' sum.
         for step in zip(*reversed(steps.values()), strict=True):
             require_finite(dict(zip(reversed(steps), step, strict=True)), epoch, "synthesis", "--lr_g")
@@ -194,7 +196,7 @@ class Distiller:
             for _ in range(s.kd_steps):
                 yield self.augment.normalize(self.synthesizer.sample(batch_size))
 
-    def _evaluate(self, warming_up: bool) -> dict[str, float | None]:
+    def _evaluate(self, warming_up: bool) -> dict[str, Any]:
         """Accuracy, or agreement with the teacher where there are no test images; and agreement beside it
         where samples are held out. The warm-up leaves the student as it was, but not the samples held
         out."""
@@ -208,10 +210,13 @@ class Distiller:
         if not self.evaluate:
             self.evaluation = agreement
         assert self.evaluation is not None  # one of both is there
+        e = self.evaluation
         return {
-            "test_top1": self.evaluation.top1,
-            "test_top5": _finite(self.evaluation.top5),
-            "test_loss": _finite(self.evaluation.loss),
+            "test_top1": e.top1,
+            "test_top5": _finite(e.top5),
+            "test_loss": _finite(e.loss),
+            **({"test_recall": list(e.recall)} if self.evaluate and e.recall else {}),
+            **({} if e.agreement is None else {"test_agreement": e.agreement}),
             **({"agreement": agreement.top1} if agreement else {}),
         }
 
@@ -241,9 +246,8 @@ class Distiller:
         seen = self.synthesizer.features
         inputs = self.augment.normalize(to_float(images.to(self.streams.device)))
         with seen.capture():
-            top = self.teacher(inputs).softmax(1).topk(2)
-        margins = top.values[:, 0] - top.values[:, 1]
-        self.repository.add(Samples(images, top.indices[:, 0], seen.value, margins))
+            logits = self.teacher(inputs)
+        self.repository.add(Samples.seen(images, seen.value, logits))
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedules as if the epochs before `epoch` had been run (`--start_epoch`)."""
@@ -281,9 +285,7 @@ class Distiller:
         if self.held_out and state["held_out"]:  # an earlier version held none out beside test images
             self.held_out.load_state_dict(state["held_out"])
         evaluation = state["evaluation"]
-        if evaluation is not None:
-            require_like(evaluation, asdict(Evaluation(0.0, 0.0, 0.0, 0, 0)), "evaluation")
-        self.evaluation = Evaluation(**evaluation) if evaluation else None
+        self.evaluation = Evaluation.of(evaluation) if evaluation else None
         self.streams.load_state_dict(own)
         # Last: this deletes the samples stored after the checkpoint, so that all else must have loaded.
         self.repository.load_state_dict(state["repository"])

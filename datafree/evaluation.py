@@ -5,14 +5,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from datafree.data.image_set import ImageSet
 from datafree.data.pixels import to_float
 from datafree.samples import Samples
+from datafree.torch_utils.state import require_like
 
 BATCH = 128  # images scored at a time
 EVERY = 8  # one of so many samples is held out
@@ -29,19 +34,38 @@ class Evaluation:
     loss: float  # mean cross entropy
     correct: int
     count: int
+    recall: tuple[float | None, ...] = ()  # percent of the images of each class; None where there are none
+    agreement: float | None = None  # percent of the images to which another network gives the same class
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Evaluation:
+        """From what `dataclasses.asdict` gave.
+
+        Raises:
+            TypeError, ValueError: it makes no sense.
+        """
+        evaluation = cls(**saved)
+        recall, agreement = evaluation.recall, evaluation.agreement
+        numbers = [*recall, agreement]
+        if not isinstance(recall, (list, tuple)) or not all(
+            isinstance(x, (float, NoneType)) for x in numbers
+        ):
+            raise ValueError("the evaluation has figures that are no numbers")
+        plain = replace(evaluation, recall=(), agreement=None)
+        require_like(asdict(plain), asdict(cls(0.0, 0.0, 0.0, 0, 0)), "evaluation")
+        return replace(evaluation, recall=tuple(recall))
 
     def __str__(self) -> str:
         return f"{self.top1:.2f} % ({self.correct:,} of {self.count:,} right)"
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> Evaluation:
-    """Top-1 and top-5 accuracy of a network in eval mode; its mode is restored.
+    """Top-1 and top-5 accuracy, and recall of each class, of a network in eval mode; its mode is restored.
 
     Args:
         network: on the device.
@@ -49,23 +73,85 @@ def evaluate(
         normalize: maps images in [0, 1] to what the network sees.
         device: where the network is.
     """
+    return _evaluate(network, batches, normalize, device)[0]
+
+
+@torch.no_grad()
+def _evaluate(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    normalize: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> tuple[Evaluation, Tensor]:
+    """The same, with the class that the network gives each image, int64 (N,)."""
     training = network.training
     network.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=device)
+    by_class = torch.zeros(2, 0, dtype=torch.long, device=device)
+    classes: list[Tensor] = []
     for images, labels in batches:
         labels = labels.to(device, non_blocking=True)
         inputs = normalize(to_float(images.to(device, non_blocking=True)))
         logits = network(inputs.contiguous(memory_format=torch.channels_last)).float()
-        top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+        top = logits.topk(min(5, logits.shape[1])).indices
+        right = top == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         seen = torch.full_like(loss, len(labels))
-        totals += torch.stack([top[:, 0].sum(), top.sum(), loss.double(), seen])
+        totals += torch.stack([right[:, 0].sum(), right.sum(), loss.double(), seen])
+        if not classes:
+            by_class = by_class.new_zeros(2, logits.shape[1])
+        by_class.index_add_(1, labels, torch.stack([right[:, 0].long(), torch.ones_like(labels)]))
+        classes.append(top[:, 0])
     network.train(training)
     correct, correct5, loss_sum, total = totals.tolist()
     count = max(1.0, total)
-    return Evaluation(
-        100 * correct / count, 100 * correct5 / count, loss_sum / count, int(correct), int(total)
+    recall = [round(100 * hits / n, 2) if n else None for hits, n in by_class.T.tolist()]
+    evaluation = Evaluation(
+        100 * correct / count,
+        100 * correct5 / count,
+        loss_sum / count,
+        int(correct),
+        int(total),
+        tuple(recall),
     )
+    return evaluation, torch.cat(classes) if classes else torch.zeros(0, dtype=torch.long, device=device)
+
+
+class Judge:
+    """Scores networks on labelled images: accuracy, and agreement with a teacher.
+
+    Args:
+        images: to score on.
+        normalize: maps images in [0, 1] to what the networks see.
+        device: where the networks are.
+        teacher: in eval mode; asked once, when it is first needed. None where there is none.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        normalize: Callable[[Tensor], Tensor],
+        device: torch.device,
+        teacher: nn.Module | None = None,
+    ):
+        self.images, self.normalize, self.device, self.teacher = images, normalize, device, teacher
+
+    def __call__(self, network: nn.Module) -> Evaluation:
+        if network is self.teacher:
+            return self._taught[0]
+        evaluation, classes = self._evaluate(network)
+        if self.teacher is None:
+            return evaluation
+        same = (classes == self._taught[1]).double().mean().item()
+        return replace(evaluation, agreement=100 * same)
+
+    @cached_property
+    def _taught(self) -> tuple[Evaluation, Tensor]:
+        assert self.teacher is not None
+        return self._evaluate(self.teacher)
+
+    def _evaluate(self, network: nn.Module) -> tuple[Evaluation, Tensor]:
+        return _evaluate(network, self.images.batches(BATCH), self.normalize, self.device)
 
 
 class HeldOut:

@@ -12,6 +12,8 @@ from torch import Tensor
 from datafree.neighbours import SlotTable
 from datafree.samples import Samples
 
+FORMAT = 2  # of what is logged and saved of a sample; 1 had no confidences
+
 
 class Log(Protocol):
     """Where samples are written as well, see `runs.sample_log.SampleLog`."""
@@ -27,7 +29,7 @@ class Log(Protocol):
 
 
 class SampleRepository:
-    """Images with their labels, penultimate features and margins, in the order they were stored.
+    """Images with their labels, penultimate features, margins and confidences, in the order they were stored.
 
     Rows lie in fixed slots that grow by doubling: adding and removing never moves an image. Images beyond
     `resident_bytes` lie in the log alone. Of several processes each keeps the images of every
@@ -71,6 +73,7 @@ class SampleRepository:
             "labels": none(),
             "features": none(self._feature_dim, dtype=torch.float32),
             "margins": none(dtype=torch.float32),
+            "confidences": none(dtype=torch.float32),
             "serials": none(),
             "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
         }
@@ -97,6 +100,11 @@ class SampleRepository:
     def margins(self) -> Tensor:
         """(N,) float32: the teacher's top probability minus its second, in [0, 1]."""
         return self._rows["margins"][self._order]
+
+    @property
+    def confidences(self) -> Tensor:
+        """(N,) float32: the teacher's top probability, in [0, 1]."""
+        return self._rows["confidences"][self._order]
 
     def table(self) -> SlotTable:
         """Features and labels where they lie."""
@@ -146,6 +154,7 @@ class SampleRepository:
             "labels": labels,
             "features": samples.features,
             "margins": samples.margins,
+            "confidences": samples.confidences,
             "serials": serials,
             "places": places,
         }
@@ -209,12 +218,18 @@ class SampleRepository:
     def state_dict(self) -> dict:
         """Which samples of the log there are, in order; without a log, the samples themselves."""
         serials = self._rows["serials"][self._order]
-        state = {"stored": self.stored, "serials": serials, "feature_dim": self._feature_dim}
+        state = {
+            "stored": self.stored,
+            "serials": serials,
+            "feature_dim": self._feature_dim,
+            "format": FORMAT,
+        }
         if self.log:
             self.log.flush()
             return {**state, "checksum": self.log.checksum}
         images = self.images(torch.arange(len(self), device=self.device))
-        return {**state, **vars(Samples(images, self.labels, self.features, self.margins))}
+        samples = Samples(images, self.labels, self.features, self.margins, self.confidences)
+        return {**state, **vars(samples)}
 
     def load_state_dict(self, state: dict) -> None:
         """Take the samples of `state_dict` in place of those there are.
@@ -223,6 +238,8 @@ class SampleRepository:
             UserError: the log lacks some of them.
             ValueError: the state makes no sense.
         """
+        if state["format"] != FORMAT:
+            raise ValueError("the samples are in the format of another version")
         serials, stored = state["serials"].to(self.device), state["stored"]
         if serials.dim() != 1 or serials.dtype != torch.long or type(stored) is not int:
             raise ValueError("serials are no list of numbers")

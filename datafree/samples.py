@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -15,10 +15,18 @@ class Samples:
     labels: Tensor  # (n,) int64: the teacher's argmax on a freshly augmented view
     features: Tensor  # (n, D): the teacher's penultimate features when the images were made
     margins: Tensor  # (n,) in [0, 1]: the teacher's top probability minus its second on the fresh view
+    confidences: Tensor  # (n,) in [0, 1]: the teacher's top probability on the fresh view
+
+    @classmethod
+    def seen(cls, images: Tensor, features: Tensor, logits: Tensor) -> Samples:
+        """Images (n, C, H, W) uint8 with features (n, D), of which the teacher says logits (n, classes)."""
+        top = logits.softmax(1).topk(2)
+        first, second = top.values.unbind(1)
+        return cls(images, top.indices[:, 0], features, first - second, first)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> Samples:
         """Those of some rows: indices (k,) or a mask (n,)."""
-        return Samples(self.images[rows], self.labels[rows], self.features[rows], self.margins[rows])
+        return Samples(*(getattr(self, one.name)[rows] for one in fields(self)))

@@ -21,4 +21,5 @@ def named(text: str) -> NetworkName:
 def samples(images, labels, features, margins=None) -> Samples:
     """Samples of images in [0, 1] or uint8."""
     images = images if images.dtype == torch.uint8 else to_uint8(images)
-    return Samples(images, labels, features, torch.zeros(len(labels)) if margins is None else margins)
+    margins = torch.zeros(len(labels)) if margins is None else margins
+    return Samples(images, labels, features, margins, (1 + margins) / 2)

@@ -328,7 +328,7 @@ def write_shown_run(folder, classes, epochs):
     count = 15 * classes
     labels = torch.arange(count) % classes
     images, features, margins = torch.rand(count, 3, 8, 8), torch.randn(count, 4), torch.rand(count)
-    repository.add(Samples(to_uint8(images), labels, features, margins))
+    repository.add(Samples(to_uint8(images), labels, features, margins, (1 + margins) / 2))
     repository.remove(torch.arange(0, count, 7))
     checkpoint.save({"distiller": {"repository": repository.state_dict()}}, folder / "checkpoint.pth")
 

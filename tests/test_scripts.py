@@ -13,8 +13,13 @@ from conftest import ROOT, run_here, run_script
 from PIL import Image
 from torch import nn
 
+import datafree
 from datafree import models
 from datafree.cli.bsr import build_parser
+from datafree.data.augment import Normalize
+from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.load import load_split
+from datafree.data.pixels import to_float
 from datafree.settings import resolve
 
 TINY = [
@@ -98,7 +103,7 @@ def test_a_run_leaves_everything_in_its_folder(digits_run):
     assert rows[-1]["loss_kd"] > 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["last_top1"] == rows[-1]["test_top1"]
-    assert summary["best_top1_chosen_on_test_data"] == max(row["test_top1"] for row in rows)
+    assert summary["last_test_agreement"] == rows[-1]["test_agreement"]
     assert "chosen on test data" in done.stdout
     said = [line for line in done.stdout.splitlines() if line]
     assert (run / "log.txt").read_text().splitlines() == said
@@ -110,6 +115,47 @@ def test_the_student_file_holds_the_network_and_how_to_use_it(digits_run):
     models.create(content["arch"], len(content["classes"])).load_state_dict(content["state_dict"])
     assert content["img_size"] == 32
     assert len(content["mean"]) == len(content["std"]) == 3
+
+
+def test_the_student_of_the_best_epoch_is_kept_and_called_what_it_is(digits_run):
+    cwd, _ = digits_run
+    out = cwd / "out"
+    summary = json.loads((out / "summary.json").read_text())
+    best = torch.load(out / "student_best.pth", weights_only=True)
+    assert best["best_epoch"] == summary["best_epoch"]
+    rows = metrics(out)
+    trained = [row for row in rows if row["loss_kd"] is not None]
+    assert rows[best["best_epoch"]] in trained  # the warm-up leaves the student as it was
+    assert summary["best_top1_chosen_on_test_data"] == max(row["test_top1"] for row in trained)
+    done = run_script("scripts/export.py", "out", "--best", "--format", "torch_export", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    card = (out / "export_best/model_card_torch_export.md").read_text()
+    assert "which was chosen on these test data" in card
+    assert f"{summary['best_top1_chosen_on_test_data']:.2f} % in epoch {best['best_epoch'] + 1}" in card
+    scored = run_script(
+        *f"bsr_main.py --dataset digits --student {STUDENT} --evaluate_only --resume".split(),
+        out / "student_best.pth",
+        cwd=cwd,
+    )
+    assert f"{summary['best_top1_chosen_on_test_data']:.2f} %" in scored.stdout
+
+
+def test_metrics_tell_recall_agreement_on_test_images_and_images_made(digits_run):
+    cwd, _ = digits_run
+    out = cwd / "out"
+    row = metrics(out)[-1]
+    test = load_split("digits", "test", "nowhere")
+    inputs = Normalize(*NORMALIZATIONS["digits"])(to_float(test.read(torch.arange(360))))
+    teacher = models.create("wrn16_1", 10)
+    teacher.load_state_dict(torch.load(cwd / "checkpoints/pretrained/digits_wrn16_1.pth", weights_only=True))
+    with torch.no_grad():
+        given = datafree.load_student(out / "student.pth")(inputs).argmax(1)
+        taught = teacher.eval()(inputs).argmax(1)
+    assert row["test_agreement"] == pytest.approx(100 * (given == taught).double().mean().item(), abs=0.3)
+    for label, recall in enumerate(row["test_recall"]):
+        of_class = test.labels == label
+        assert recall == pytest.approx(100 * (given[of_class] == label).double().mean().item(), abs=3)
+    assert row["made"] == 16
 
 
 def test_the_exported_repository_is_an_image_folder_by_class(digits_run):

@@ -174,15 +174,45 @@ def test_a_table_has_means_deviations_and_the_published_figures(runs):
     assert ["teacher", "95.50 [95.70]", "95.50 [92.25]"] in cells
     assert ["student from scratch", "93.21 [95.20]", "93.21 [95.20]"] in cells
     assert ["bsr without IHO", "89.00", "-"] in cells
+    headings = next(row for row in cells if row[:2] == ["method", "seeds"])
     (detail,) = (row for row in cells if row[:2] == ["bsr", "0 1 2"])
-    assert detail[3:6] == [f"96.17 ± {deviation:.2f}", "94.80", "0.250 ± 0.000"]
-    assert detail[-1] == "2.0"
+    shown = dict(zip(headings, detail, strict=True))
+    assert shown["last"] == f"95.17 ± {deviation:.2f}"
+    assert shown["best"] == f"96.17 ± {deviation:.2f}"
+    assert (shown["best - last"], shown["published"]) == ("1.00 ± 0.00", "94.80")
+    assert (shown["count variation"], shown["hours"]) == ("0.250 ± 0.000", "0.03")
+    # Of runs without metrics there is nothing to tell.
+    assert {shown[name] for name in ("last fifth", "± epochs", "made", "stored", "hours, synthesis")} == {"-"}
+
+
+def test_a_table_tells_of_the_last_fifth_of_the_epochs_of_images_and_of_hours(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / f"runs/{seed}"
+        write_run(folder, seed, 90.0 + seed)
+        tops = [10.0] * 8 + [88.0 + seed, 90.0 + seed]
+        rows = [
+            {"epoch": epoch, "test_top1": top, "made": 256, "repository": 100 * (epoch + 1)}
+            | {"seconds": {"synthesis": 360.0, "kd": 1.0}}
+            for epoch, top in enumerate(tops)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = list(csv.DictReader(io.StringIO(table("runs", "--format", "csv", cwd=tmp_path).stdout)))
+    found = {name: float(value) for name, value in lines[0].items() if name.endswith("_mean") and value}
+    assert found["last_fifth_mean_mean"] == 89.5
+    assert found["last_fifth_deviation_mean"] == 1.0
+    assert found["best_minus_last_mean"] == 1.0
+    assert (found["images_made_mean"], found["images_stored_mean"]) == (2560, 1000)
+    assert found["hours_synthesis_mean"] == pytest.approx(1.0)
+    assert found["hours_mean"] == pytest.approx(120 / 3600)
+    printed = table("runs", cwd=tmp_path).stdout
+    assert re.search(r"last fifth .*± epochs .*made .*stored .*hours", printed)
+    assert re.search(r"89\.50 ± 0\.71 +1\.00 ± 0\.00 .* 2,560 +1,000 +1\.00 +0\.03", printed)
 
 
 def test_settings_that_differ_within_a_row_split_it(runs):
     write_run(runs / "runs/mz2", 0, 94.1, oh_memory_size=2)
     out = table("runs", cwd=runs).stdout
-    assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +95.10 +94.56", out)
+    assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +94.56", out)
     assert re.search(r"bsr \(oh_memory_size 8\) +0 1 2 +95.17", out)
 
 

@@ -30,6 +30,11 @@ def build_parser() -> cli.Parser:
     parser.add_argument(
         "--teacher", type=network, help="file.py:factory of such a teacher, to measure it too"
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the student of the best epoch, which is chosen on the test data, and not the last one",
+    )
     return parser
 
 
@@ -42,8 +47,8 @@ def run() -> None:
     from datafree.runs.read import read_run
 
     finished = read_run(args.run)
-    shipped = shipped_student(finished, args.student)
-    folder = args.output or args.run / "export"
+    shipped = shipped_student(finished, args.student, args.best)
+    folder = args.output or args.run / ("export_best" if args.best else "export")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,10 +66,10 @@ def run() -> None:
     temporary = file.with_name("." + file.name)
     try:
         export(shipped, images["random"][:2], temporary, args.format, metadata)
-        exported = load(temporary, args.format, lambda: shipped_student(finished, args.student))
+        exported = load(temporary, args.format, lambda: shipped_student(finished, args.student, args.best))
         compared = {name: compare(shipped, exported, batch) for name, batch in images.items()}
         card = folder / f"model_card_{args.format}.md"
-        text = model_card(finished, shipped, file.name, compared, args.teacher)
+        text = model_card(finished, shipped, file.name, compared, args.teacher, args.best)
         temporary.replace(file)
         card.write_text(text, encoding="utf-8")
     finally:

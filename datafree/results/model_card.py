@@ -28,6 +28,7 @@ def model_card(
     file: str,
     compared: Mapping[str, Comparison],
     teacher_source: NetworkName | None = None,
+    best: bool = False,
 ) -> str:
     """The card as Markdown.
 
@@ -38,6 +39,7 @@ def model_card(
         compared: how that differs from PyTorch's student, by what the images were.
         teacher_source: `file.py:factory` of a teacher that is made by a file. Without it that teacher is not
             measured, since the one that the run names is not run unasked.
+        best: whether it is the student of the best epoch.
     """
     config, here = run.config, environment(torch.device("cpu"))
     classes, size, channels = config["classes"], config["img_size"], len(config["mean"])
@@ -57,7 +59,7 @@ def model_card(
         size=size,
         count=len(classes),
         classes=", ".join(classes[:CLASSES]) + (", ..." if len(classes) > CLASSES else ""),
-        judged=_judged(run),
+        judged=_judged_best(run) if best else _judged(run),
         method=run.variant.removesuffix(", agreement"),
         seed=run.seed,
         commit=config.get("git_commit"),
@@ -116,6 +118,20 @@ def _judged(run: Run) -> str:
     if summary.get("last_agreement") is not None:
         text += f"\n{agreement}, last epoch: {summary['last_agreement']:.2f} %. This is not accuracy."
     return text
+
+
+def _judged_best(run: Run) -> str:
+    """How good the student of the best epoch is."""
+    epoch, figure = run.summary["best_epoch"] + 1, run.summary["best_top1_chosen_on_test_data"]
+    if not run.accurate:
+        return (
+            f"- Agreement with the teacher on synthetic samples held out from training: {figure:.2f} % in "
+            f"epoch {epoch}, which was chosen by it. There were no real images: this is not accuracy."
+        )
+    return (
+        f"- Test accuracy: {figure:.2f} % in epoch {epoch}, which was chosen on these test data: on other "
+        f"images expect less. The last epoch's student has {run.summary['last_top1']:.2f} %."
+    )
 
 
 def _settings_that_matter(run: Run) -> list[str]:

@@ -47,9 +47,13 @@ def render(runs: Sequence[Run]) -> str:
         ),
         ("Balance over the classes", each(shown, figures.counts_figure, "Samples of each class by epoch")),
         ("Spread within the classes", each(shown, figures.factors_figure, "Local outlier factors")),
+        ("Recall by class", each(shown, figures.recall_figure, "The student's recall, and the samples")),
         (
-            "Confidence margins",
-            figure_html(figures.margin_figure(shown), "The teacher's first probability less its second"),
+            "The teacher's confidence",
+            figure_html(
+                figures.confidence_figure(shown),
+                "Of stored samples: the teacher's first probability less its second (margin), and its first",
+            ),
         ),
         ("Samples", each_sheet(shown)),
         ("Time", figure_html(figures.time_figure(shown), "Seconds an epoch by phase")),

@@ -200,30 +200,59 @@ def _draw_boxes(axis: Axes, box: np.ndarray, labels: np.ndarray, factors: np.nda
     axis.vlines(places, q3, high, color=blue, linewidth=0.8)
 
 
-def margin_figure(shown: Sequence[Shown]) -> Figure | None:
-    """The mean margin by epoch, and how the margins of the samples kept are distributed."""
-    if not any(one.has("margin") for one in shown):
+def recall_figure(one: Shown) -> Figure | None:
+    """The student's recall of each class in the last epoch, above the samples of each class."""
+    row = one.run.metrics[-1]
+    recall = np.array([np.nan if value is None else value for value in row.get("test_recall", [])], float)
+    if not len(recall):
         return None
-    margins = [(one, _margins_kept(one)) for one in shown]
-    known = [(one, values) for one, values in margins if values is not None]
-    figure, axes = plt.subplots(1, 2 if known else 1, figsize=(WIDTH, 2.5), squeeze=False)
-    left, right = axes[0, 0], axes[0, -1]
-    for one in shown:
-        _line(left, one, one.column("margin"))
-    left.set(xlabel="epoch", ylabel="mean margin", ylim=(0, 1.02))
-    for one, values in known:
-        look: dict[str, Any] = {"histtype": "step", "color": one.color, "linewidth": 1.4}
-        shares = np.full(len(values), 100 / max(1, len(values)))
-        right.hist(values, bins=np.linspace(0, 1, 26), weights=shares, **look)
-        right.set(xlabel="margin of a sample at the end", ylabel="samples, %")
+    counts = row["counts"] if "counts" in row and one.run.stores else None
+    figure, axes = plt.subplots(
+        2 if counts else 1, 1, figsize=(WIDTH, 3.6 if counts else 2.2), sharex=True, squeeze=False
+    )
+    places, width = range(len(recall)), 0.8 if len(recall) <= MANY else 1.0
+    top, bottom = axes[0, 0], axes[-1, 0]
+    top.bar(places, recall, width, color=one.color)
+    top.set(ylabel="recall, %", ylim=(0, 102))
+    if np.isfinite(recall).any():
+        lowest = one.classes[int(np.nanargmin(recall))]
+        top.set_title(f"{np.nanmin(recall):.1f} % ({lowest}) to {np.nanmax(recall):.1f} %")
+    if counts:
+        bottom.bar(places, counts, width, color="#b0b0b0")
+        bottom.set_ylabel("samples")
+    if len(recall) <= MANY:
+        bottom.set_xticks(places, [name[:8] for name in one.classes])
+    bottom.set_xlabel("class")
     return figure
 
 
-def _margins_kept(one: Shown) -> np.ndarray | None:
-    samples = one.samples
-    if samples is None or samples.margins is None:
+def confidence_figure(shown: Sequence[Shown]) -> Figure | None:
+    """The mean margin by epoch, and how margins and confidences of the samples kept are distributed."""
+    if not any(one.has("margin") for one in shown):
         return None
-    return samples.margins[samples.kept].numpy()
+    kept = {
+        words: [(one, values) for one in shown if (values := _kept(one, name)) is not None]
+        for name, words in (("margins", "margin"), ("confidences", "confidence"))
+    }
+    kept = {words: known for words, known in kept.items() if known}
+    figure, axes = plt.subplots(1, 1 + len(kept), figsize=(WIDTH, 2.5), squeeze=False)
+    for one in shown:
+        _line(axes[0, 0], one, one.column("margin"))
+    axes[0, 0].set(xlabel="epoch", ylabel="mean margin", ylim=(0, 1.02))
+    for axis, (words, known) in zip(axes[0, 1:], kept.items(), strict=True):
+        for one, values in known:
+            look: dict[str, Any] = {"histtype": "step", "color": one.color, "linewidth": 1.4}
+            shares = np.full(len(values), 100 / max(1, len(values)))
+            axis.hist(values, bins=np.linspace(0, 1, 26), weights=shares, **look)
+        axis.set(xlabel=f"{words} of a sample kept", ylabel="samples, %")
+    return figure
+
+
+def _kept(one: Shown, name: str) -> np.ndarray | None:
+    """Margins or confidences of the samples kept."""
+    samples = one.samples
+    values = getattr(samples, name) if samples else None
+    return None if samples is None or values is None else values[samples.kept].numpy()
 
 
 def time_figure(shown: Sequence[Shown]) -> Figure:

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from datafree.results.measures import BALANCE
+from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.shown import Shown
 
+COST_PATTERNS = {name: "{:,}" if name.startswith("images") else "{:.2f}" for name in COST}
 Cell = Callable[[Shown], str]  # what a run's column has in a row
 
 
@@ -18,15 +19,14 @@ def summary_table(shown: Sequence[Shown]) -> str:
     rows: list[tuple[str, Cell]] = [
         ("teacher", _summary("teacher_top1", "{:.2f} %")),
         ("student, last epoch", _last("test_top1", "{:.2f} %")),
-        ("student, best epoch (chosen on test data)", _summary("best_top1_chosen_on_test_data", "{:.2f} %")),
+        *((f"student, {measure.words}", _figures(name, "{:.2f} %")) for name, measure in PROTOCOL.items()),
     ]
     if any("agreement" in one.run.metrics[-1] for one in shown):
         rows.append(("agreement with the teacher on samples held out", _last("agreement", "{:.2f} %")))
     rows += [
         ("epochs", lambda one: f"{len(one.run.metrics)} of {one.run.config['epochs']}"),
-        ("samples", _last("repository", "{:,}")),
         *((measure.words, _last(name, "{:.3f}")) for name, measure in BALANCE.items()),
-        ("minutes", lambda one: f"{sum(sum(row['seconds'].values()) for row in one.run.metrics) / 60:.1f}"),
+        *((measure.words, _figures(name, COST_PATTERNS[name])) for name, measure in COST.items()),
         ("device", lambda one: str(one.run.config.get("device"))),
     ]
     lines = (_line(text, map(cell, shown)) for text, cell in rows)
@@ -36,6 +36,11 @@ def summary_table(shown: Sequence[Shown]) -> str:
 def _summary(name: str, pattern: str) -> Cell:
     """A figure of the run's summary."""
     return lambda one: _figure(one.run.summary.get(name), pattern)
+
+
+def _figures(name: str, pattern: str) -> Cell:
+    """A figure of the run, or of its metrics so far."""
+    return lambda one: _figure(one.run.figures.get(name), pattern)
 
 
 def _last(name: str, pattern: str) -> Cell:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import NetworkName, Pair
-from datafree.results.measures import BALANCE
+from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
 from datafree.runs.read import Run, labels
 
@@ -33,8 +33,8 @@ class Row:
     def values(self, name: str) -> list[float]:
         """A final figure, of each run that has it. Balance is a property of stored samples: runs that store
         none have no such figures."""
-        found = [run.summary.get(name) for run in self.runs if run.stores or name not in BALANCE]
-        return [value for value in found if value is not None]
+        runs = [run for run in self.runs if run.stores or name not in BALANCE]
+        return [run.figures[name] for run in runs if name in run.figures]
 
 
 class Table(NamedTuple):
@@ -166,26 +166,34 @@ def overview(
 
 def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -> Table:
     """A line for each method on one pair, a column for each measure."""
-    balance = [measure.heading for measure in BALANCE.values()]
-    headings = ["method", "seeds", "last", "best", "published", *balance, "minutes"]
-    blank = [""] * (len(headings) - 5)
-    lines = [[name, "", measured, "", figure, *blank] for name, (measured, figure) in yardsticks.items()]
+    rest = [measure.heading for measure in (*PROTOCOL.values(), *BALANCE.values(), *COST.values())]
+    headings = ["method", "seeds", "last", "published", *rest]
+    blank = [""] * len(rest)
+    lines = [[name, "", measured, figure, *blank] for name, (measured, figure) in yardsticks.items()]
     for row in rows:
-        minutes = [seconds / 60 for seconds in row.values("seconds")]
         lines.append(
             [
                 row.label,
                 " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
                 spread(row.values("last_top1")),
-                spread(row.values("best_top1_chosen_on_test_data")),
                 published.text(row.runs[0]),
+                *(spread(row.values(name)) for name in PROTOCOL),
                 *(spread(row.values(name), 3) for name in BALANCE),
-                f"{mean(minutes):.1f}" if minutes else "-",
+                *(_mean(row.values(name), name) for name in COST),
             ]
         )
     return Table(
-        f"{rows[0].dataset}, {rows[0].pair.words}: {_judged(rows)} in %, balance, time", headings, lines
+        f"{rows[0].dataset}, {rows[0].pair.words}: {_judged(rows)} in %, balance, images, hours",
+        headings,
+        lines,
     )
+
+
+def _mean(values: Sequence[float], name: str) -> str:
+    """Of images or hours over seeds."""
+    if not values:
+        return "-"
+    return f"{mean(values):,.0f}" if name.startswith("images") else f"{mean(values):.2f}"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -273,7 +281,7 @@ def as_csv(rows: Sequence[Row], published: Published) -> str:
         "last": "last_top1",
         "best": "best_top1_chosen_on_test_data",
         "teacher": "teacher_top1",
-        **{name: name for name in BALANCE},
+        **{name: name for name in (*PROTOCOL, *BALANCE, *COST) if name != "best_top1_chosen_on_test_data"},
         "seconds": "seconds",
     }
     out = io.StringIO()

@@ -70,7 +70,9 @@ class Distillation:
                 sheet = partial(
                     session.run.save_samples, repository=distiller.repository, classes=self.facts.classes
                 )
-                writer = EpochWriter(session.run, bar, progress, s.epochs, facts, s.save_every, sheet)
+                writer = EpochWriter(
+                    session.run, bar, progress, s.epochs, facts, s.save_every, sheet, self._described
+                )
             try:
                 run_epochs(distiller, progress.epoch, s.epochs, writer)
             except Stopped as stopped:
@@ -167,12 +169,15 @@ class Distillation:
         run.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {session.device}; see {run.path}")
         return run
 
+    def _described(self) -> dict[str, Any]:
+        """The student with what it takes to use it."""
+        s, session = self.settings, self.session
+        return describe(session.student, s.student, s.student_args, session.student_source, self.facts)
+
     def _finish(self, run: RunFolder, progress: Progress) -> None:
         """The student, and the final figures to `summary.json` and the console."""
         s, teacher, row = self.settings, self.session.teacher_evaluation, progress.row
-        run.save_student(
-            describe(self.session.student, s.student, s.student_args, self.session.student_source, self.facts)
-        )
+        run.save_student(self._described())
         run.write_json(
             SUMMARY,
             {
@@ -180,7 +185,7 @@ class Distillation:
                 "last_top1": row["test_top1"],
                 "best_top1_chosen_on_test_data": progress.best_top1,
                 "best_epoch": progress.best_epoch,
-                **({"last_agreement": row["agreement"]} if "agreement" in row else {}),
+                **{f"last_{name}": row[name] for name in ("agreement", "test_agreement") if name in row},
                 "epochs": s.epochs,
                 "seconds": progress.seconds,
                 **{name: row[name] for name in ("repository", "alpha", *BALANCE)},

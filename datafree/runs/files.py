@@ -8,6 +8,7 @@ METRICS = "metrics.jsonl"  # a line an epoch
 SUMMARY = "summary.json"  # final figures
 LOG = "log.txt"  # what the console said
 STUDENT = "student.pth"  # the student, with what it takes to rebuild and use it
+STUDENT_BEST = "student_best.pth"  # the student of the best epoch, which is chosen on the test data
 CHECKPOINT = "checkpoint.pth"  # what `--resume` needs, beside the samples
 PREVIOUS = "checkpoint.previous.pth"  # the checkpoint before it
 ASIDE = "checkpoint.aside.pth"  # a newest checkpoint that could not be continued from
@@ -18,4 +19,16 @@ TENSORBOARD = "tensorboard"  # with `--tensorboard`: events
 LOCK = ".lock"  # held by the command that writes
 
 MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # any of them makes a folder a run
-FILES = (*MARKS, PREVIOUS, ASIDE, SAMPLES, LOG, STUDENT, SUMMARY, IMAGES, REPOSITORY, TENSORBOARD)
+FILES = (
+    *MARKS,
+    PREVIOUS,
+    ASIDE,
+    SAMPLES,
+    LOG,
+    STUDENT,
+    STUDENT_BEST,
+    SUMMARY,
+    IMAGES,
+    REPOSITORY,
+    TENSORBOARD,
+)

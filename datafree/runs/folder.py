@@ -120,8 +120,8 @@ class RunFolder:
         for name in (CHECKPOINT, PREVIOUS, ASIDE):
             (self.path / name).unlink(missing_ok=True)
 
-    def save_student(self, content: dict[str, Any]) -> None:
-        checkpoint.save(content, self.path / STUDENT)
+    def save_student(self, content: dict[str, Any], name: str = STUDENT) -> None:
+        checkpoint.save(content, self.path / name)
 
     def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:
         """A contact sheet of the newest samples of each class after `epoch` epochs."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from datafree.errors import UserError
+from datafree.runs.files import STUDENT_BEST
 from datafree.runs.folder import RunFolder
 from datafree.runs.interrupts import Interrupts
 from datafree.runs.progress import Progress, ProgressBar
@@ -47,6 +48,7 @@ class EpochWriter:
         facts: what else a checkpoint says.
         save_every: epochs between two checkpoints.
         show: draws a contact sheet after so many epochs.
+        student: describes the student, for a file of the best epoch's.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class EpochWriter:
         facts: dict[str, Any],
         save_every: int = 1,
         show: Callable[[int], Any] | None = None,
+        student: Callable[[], dict[str, Any]] | None = None,
     ):
         self.run, self.bar, self.progress, self.epochs = run, bar, progress, epochs
-        self.facts, self.save_every, self.show = facts, save_every, show
+        self.facts, self.save_every, self.show, self.student = facts, save_every, show, student
         self._before, self._start = progress.seconds, time.perf_counter()
         self._unsaved: dict[str, Any] | None = None
 
@@ -69,7 +72,9 @@ class EpochWriter:
         progress = self.progress
         self.run.append_metrics(row)
         self.bar.epoch(row)
-        progress.add(row, self._before + time.perf_counter() - self._start)
+        best = progress.add(row, self._before + time.perf_counter() - self._start)
+        if best and self.student:
+            self.run.save_student({**self.student(), "best_epoch": row["epoch"]}, STUDENT_BEST)
         last = progress.epoch == self.epochs
         if self.show and (last or progress.epoch % max(1, self.epochs // SHEETS) == 0):
             self.show(progress.epoch)

@@ -26,6 +26,7 @@ class Progress:
     best_top1: float = -1.0
     row: dict[str, Any] = field(default_factory=dict)  # metrics of the last epoch
     first: int = 0  # the epoch that the run began with
+    best_is_trained: bool = False  # of an epoch after the warm-up, which leaves the student as it was
 
     @classmethod
     def of(cls, saved: dict[str, Any], epochs: int, figures: Sequence[str]) -> Progress:
@@ -43,11 +44,15 @@ class Progress:
                 raise TypeError(f"{name} is no number")
         return progress
 
-    def add(self, row: dict[str, Any], seconds: float) -> None:
-        """Take note of a finished epoch."""
-        if row["test_top1"] > self.best_top1:
-            self.best_epoch, self.best_top1 = row["epoch"], row["test_top1"]
+    def add(self, row: dict[str, Any], seconds: float) -> bool:
+        """Take note of a finished epoch; returns whether it is the best so far."""
+        trained = row.get("loss_kd", 0.0) is not None
+        better = row["test_top1"] > self.best_top1
+        best = better or not self.best_is_trained if trained else self.best_epoch < 0
+        if best:
+            self.best_epoch, self.best_top1, self.best_is_trained = row["epoch"], row["test_top1"], trained
         self.epoch, self.seconds, self.row = row["epoch"] + 1, seconds, row
+        return best
 
 
 def balance_text(row: dict[str, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
 from datafree.errors import UserError
@@ -62,6 +64,30 @@ class Run:
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
         return rows
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """Final figures by name, without those that the run does not have: those of the summary, and those
+        that follow from the metrics. Made are all images that the generator made, stored those in the
+        repository at the end; the last fifth of the epochs is of interest because without data nobody can
+        choose the best one."""
+        found = {name: value for name, value in self.summary.items() if isinstance(value, (int, float))}
+        if "best_top1_chosen_on_test_data" in found:
+            found["best_minus_last"] = found["best_top1_chosen_on_test_data"] - found["last_top1"]
+        if "seconds" in found:
+            found["hours"] = found["seconds"] / 3600
+        if not (self.path / METRICS).is_file():
+            return found
+        rows = self.metrics
+        last = [row["test_top1"] for row in rows[-math.ceil(len(rows) / 5) :]]
+        found |= {"last_fifth_mean": mean(last), "last_fifth_deviation": pstdev(last)}
+        if all("made" in row for row in rows):
+            found["images_made"] = sum(row["made"] for row in rows)
+        if self.stores and "repository" in rows[-1]:
+            found["images_stored"] = rows[-1]["repository"]
+        if any("synthesis" in row["seconds"] for row in rows):
+            found["hours_synthesis"] = sum(row["seconds"].get("synthesis", 0.0) for row in rows) / 3600
+        return found
 
     @property
     def accurate(self) -> bool:

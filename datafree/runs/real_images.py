@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def train(settings: TrainSettings, output: Path) -> None:
     def criterion(forward: Forward, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(at_least_single(forward(inputs)), labels)
 
-    score = run.scorer(test_images, facts)
+    score = run.judge(test_images, facts)
     if s.epochs:
         trainer = Trainer(network, criterion, train_images, facts, score, s, run.device, run.processes)
         run.train(trainer, facts, TRAINING, {})
@@ -128,7 +129,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
     facts = facts.for_channels(channels)
     checkpoint.load_network(network, state, file, f"{s.model} with {facts.num_classes} classes")
     images = run.load_split(s.dataset, "test", facts.img_size).for_channels(channels)
-    print(f"{s.model} on {s.dataset}: {run.scorer(images, facts)(network)}")
+    print(f"{s.model} on {s.dataset}: {run.judge(images, facts)(network)}")
 
 
 def distill(settings: KDSettings) -> None:
@@ -158,17 +159,18 @@ def distill(settings: KDSettings) -> None:
         loss = s.alpha * losses.kldiv(logits, teacher_logits, s.T)
         return loss + s.beta * F.cross_entropy(logits, labels) if s.beta else loss
 
-    score = run.scorer(test_images, facts)
+    score = run.judge(test_images, facts, teacher)
     trainer = Trainer(student, criterion, images, facts, score, s, run.device, run.processes)
     taught = score(teacher)
     run.say(f"teacher {s.teacher}: {taught}")
     run.say(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {run.folder}")
     more = {"method": s.method, "teacher_ckpt": str(file), "teacher_weights": fingerprint(teacher)}
-    progress = run.train(trainer, facts, CONFIG, more)
+    described = partial(describe, student, s.student, None, None, facts)
+    progress = run.train(trainer, facts, CONFIG, more, described)
     if not run.run:
         return
     last = progress.row["test_top1"]
-    run.run.save_student(describe(student, s.student, None, None, facts))
+    run.run.save_student(described())
     run.run.write_json(
         SUMMARY,
         {
@@ -176,6 +178,7 @@ def distill(settings: KDSettings) -> None:
             "last_top1": last,
             "best_top1_chosen_on_test_data": progress.best_top1,
             "best_epoch": progress.best_epoch,
+            "last_test_agreement": progress.row["test_agreement"],
             "epochs": s.epochs,
             "seconds": progress.seconds,
         },

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datafree.errors import Damaged, UserError
-from datafree.runs.files import ASIDE, CHECKPOINT, SAMPLES
+from datafree.runs.files import ASIDE, CHECKPOINT, SAMPLES, STUDENT_BEST
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import Epochs
 from datafree.runs.progress import FIGURES, Progress
@@ -121,18 +121,21 @@ class Resume:
 
     @contextmanager
     def _samples_beside(self, path: Path) -> Iterator[None]:
-        """Bring the samples beside another folder's checkpoint to this one; they go if the block fails."""
-        source, target = path.parent / SAMPLES, self.folder / SAMPLES
-        bring = self.processes.first and source.exists() and source.resolve() != target.resolve()
+        """Bring the samples beside another folder's checkpoint to this one, and the best student; they go if
+        the block fails."""
+        names = [name for name in (SAMPLES, STUDENT_BEST) if (path.parent / name).exists()]
+        elsewhere = path.parent.resolve() != self.folder.resolve()
+        bring = names if self.processes.first and elsewhere else []
         try:
             if bring:
                 self.lock = self.lock or RunLock(self.folder)
-                shutil.copyfile(source, target)
+            for name in bring:
+                shutil.copyfile(path.parent / name, self.folder / name)
             self.processes.wait()
             yield
         except BaseException:
-            if bring:
-                target.unlink(missing_ok=True)
+            for name in bring:
+                (self.folder / name).unlink(missing_ok=True)
             raise
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datafree.errors import Damaged
+from datafree.repository import FORMAT
 from datafree.samples import Samples
 
 READ_BYTES = 64 << 20  # read at a time
@@ -27,10 +28,16 @@ class SampleLog:
         image_shape: (C, H, W).
         feature_dim: length of a feature vector.
         writable: False where another process writes the file, and this one only reads it.
+        format: see `repository.FORMAT`.
     """
 
     def __init__(
-        self, path: Path, image_shape: tuple[int, int, int], feature_dim: int, writable: bool = True
+        self,
+        path: Path,
+        image_shape: tuple[int, int, int],
+        feature_dim: int,
+        writable: bool = True,
+        format: int = FORMAT,
     ):
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
@@ -40,6 +47,7 @@ class SampleLog:
                 ("features", np.float32, (feature_dim,)),
                 ("margin", np.float32),
                 ("label", np.int64),
+                *([("confidence", np.float32)] if format > 1 else []),
             ]
         )
 
@@ -52,6 +60,7 @@ class SampleLog:
         records["features"] = samples.features.float().cpu().numpy()
         records["margin"] = samples.margins.cpu().numpy()
         records["label"] = samples.labels.cpu().numpy()
+        records["confidence"] = samples.confidences.cpu().numpy()
         data = records.tobytes()
         with open(self.path, "ab") as file:
             file.write(data)
@@ -70,7 +79,7 @@ class SampleLog:
             yield Samples(
                 *(
                     torch.from_numpy(np.ascontiguousarray(records[name]))
-                    for name in ("image", "label", "features", "margin")
+                    for name in ("image", "label", "features", "margin", "confidence")
                 )
             )
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from termcolor import colored
-from torch import nn
 
 from datafree.data.facts import DataFacts, data_facts, recorded_facts
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
 from datafree.errors import UserError
-from datafree.evaluation import BATCH, Evaluation, evaluate
+from datafree.evaluation import Evaluation, Judge
 from datafree.methods import METHODS
 from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
@@ -130,9 +129,11 @@ class Session:
             self.processes.wait()
         return images.for_channels(self.facts.channels)
 
-    def score(self, network: nn.Module) -> Evaluation:
-        """Accuracy on the test images."""
-        return evaluate(network, self.test_images.batches(BATCH), self.facts.normalize, self.device)
+    @cached_property
+    def score(self) -> Judge:
+        """Scores networks on the test images; those of a run also by their agreement with the teacher."""
+        teacher = None if self.settings.evaluate_only else self.teacher.network
+        return Judge(self.test_images, self.facts.normalize, self.device, teacher)
 
     def test_teacher(self) -> None:
         """Report the teacher's accuracy."""

@@ -19,7 +19,7 @@ from datafree.networks.names import NetworkName
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.networks.portable import load_student
 from datafree.runs.contact_sheet import safe_name
-from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT
+from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT, STUDENT_BEST
 from datafree.runs.read import Run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
@@ -29,13 +29,14 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class RunSamples:
-    """Samples ever stored, oldest first. Features and margins are the teacher's, or None for samples that
-    were read from exported images."""
+    """Samples ever stored, oldest first. Features, margins and confidences are the teacher's, or None for
+    samples that were read from exported images (confidences also for those of an earlier version)."""
 
     labels: Tensor  # (N,) int64
     kept: Tensor  # (N,) bool: whether the sample was in the repository at the end
     features: Tensor | None  # (N, D) float32
     margins: Tensor | None  # (N,) float32
+    confidences: Tensor | None  # (N,) float32
     images: Callable[[Tensor], Tensor]  # indices to uint8 (n, 3, H, W)
 
 
@@ -65,17 +66,21 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
         state = content["distiller"]["repository"]
         stored, serials = int(state["stored"]), state["serials"].cpu()
         size, channels = int(run.config["img_size"]), len(run.config["mean"])
-        log = SampleLog(run.path / SAMPLES, (channels, size, size), int(state["feature_dim"]), writable=False)
+        shape, dim = (channels, size, size), int(state["feature_dim"])
+        log = SampleLog(run.path / SAMPLES, shape, dim, writable=False, format=int(state.get("format", 1)))
         log.truncate(stored)  # sees that they are all there
         records = np.memmap(log.path, log.record, "r", shape=(stored,))
         labels, features, margins = (
             torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("label", "features", "margin")
         )
+        confidences = None
+        if "confidence" in (log.record.names or ()):
+            confidences = torch.from_numpy(np.ascontiguousarray(records["confidence"]))
         kept = torch.zeros(stored, dtype=torch.bool)
         kept[serials] = True
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
         raise UserError(f"{run.path}/checkpoint.pth holds no samples that can be read ({error!r})") from error
-    return RunSamples(labels, kept, features, margins, log.images)
+    return RunSamples(labels, kept, features, margins, confidences, log.images)
 
 
 def _from_folder(run: Run) -> RunSamples:
@@ -99,21 +104,26 @@ def _from_folder(run: Run) -> RunSamples:
             ]
         )
 
-    return RunSamples(torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, images)
+    return RunSamples(
+        torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, None, images
+    )
 
 
-def student_of(run: Run, device: torch.device, source: NetworkName | None = None) -> nn.Module:
+def student_of(
+    run: Run, device: torch.device, source: NetworkName | None = None, best: bool = False
+) -> nn.Module:
     """The student that a run has trained, in eval mode.
 
     Args:
         run: a finished run.
         device: where the student goes.
         source: see `networks.portable.load_student`.
+        best: the one of the best epoch, which is chosen on the test data, and not the last one.
 
     Raises:
         UserError: there is none, or it cannot be rebuilt.
     """
-    return load_student(run.path / STUDENT, source).to(device)
+    return load_student(run.path / (STUDENT_BEST if best else STUDENT), source).to(device)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
 from datafree.errors import Stopped, UserError
-from datafree.evaluation import BATCH, Evaluation, evaluate
+from datafree.evaluation import Evaluation, Judge
 from datafree.runs.environment import environment
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, refuse_existing
@@ -102,6 +102,8 @@ class Trainer(SGDTrainer):
             "test_top1": scores.top1,
             "test_top5": scores.top5,
             "test_loss": scores.loss,
+            "test_recall": list(scores.recall),
+            **({} if scores.agreement is None else {"test_agreement": scores.agreement}),
             "seconds": {"epoch": time.perf_counter() - start},
         }
 
@@ -182,11 +184,18 @@ class TrainingRun:
             self.processes.wait()
         return images
 
-    def scorer(self, images: ImageSet, facts: DataFacts) -> Callable[[nn.Module], Evaluation]:
-        """What scores networks on images."""
-        return lambda network: evaluate(network, images.batches(BATCH), facts.normalize, self.device)
+    def judge(self, images: ImageSet, facts: DataFacts, teacher: nn.Module | None = None) -> Judge:
+        """What scores networks on images, and by their agreement with a teacher."""
+        return Judge(images, facts.normalize, self.device, teacher)
 
-    def train(self, trainer: Trainer, facts: DataFacts, config: str, more: dict[str, Any]) -> Progress:
+    def train(
+        self,
+        trainer: Trainer,
+        facts: DataFacts,
+        config: str,
+        more: dict[str, Any],
+        student: Callable[[], dict[str, Any]] | None = None,
+    ) -> Progress:
         """Run the epochs, writing each down; returns how far the first process has come.
 
         Args:
@@ -194,6 +203,7 @@ class TrainingRun:
             facts: of the data.
             config: the file for settings, facts and environment.
             more: what must be the same, beside the settings, for one training to continue another.
+            student: describes the student, for a file of the best epoch's.
 
         Raises:
             UserError: the training cannot be continued, its folder is taken, a loss is no longer finite, or
@@ -230,7 +240,7 @@ class TrainingRun:
             writer = None
             if self.run:
                 known = {"identity": own, "facts": facts.as_dict()}
-                writer = EpochWriter(self.run, bar, progress, s.epochs, known)
+                writer = EpochWriter(self.run, bar, progress, s.epochs, known, student=student)
             try:
                 run_epochs(trainer, progress.epoch, s.epochs, writer)
             except Stopped as stopped:

@@ -139,10 +139,8 @@ class Synthesizer(ABC):
         images, features = trace.best
         with self.autocast():
             logits = self.teacher(self.augment(images, self.rng))
-        top = at_least_single(logits).softmax(1).topk(2)
         losses, steps = trace.losses()
-        margins = top.values[:, 0] - top.values[:, 1]
-        samples = Samples(to_uint8(images), top.indices[:, 0], features, margins)
+        samples = Samples.seen(to_uint8(images), features, at_least_single(logits))
         return Synthesis(samples, images, losses, steps)
 
 
