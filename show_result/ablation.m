@@ -17,10 +17,27 @@ if isempty(files)
     error('no *_points.csv in %s: write some with show_points_ablation.py', folder);
 end
 found = arrayfun(@(file) strrep(file.name, '_points.csv', ''), files, 'UniformOutput', false);
-order = {'Basic', 'BLG', 'DLW', 'IHO', 'DLW+BLG', 'DLW+IHO', 'BLG+IHO', 'BSR'};
-known = order(ismember(order, found));
-others = sort(found(~ismember(found, order)));
-tags = [known(:); others(:)];
+% The paper's order; of tags that differ in more than the variant, each kind by itself. Published tags, such
+% as bsr-r34r18c10-dlw-blg, say omz8 for BSR.
+order = {'', 'blg', 'dlw', 'iho', 'blg dlw', 'dlw iho', 'blg iho', 'blg dlw iho'};  % components, by name
+names = {'dlw', 'blg', 'iho', 'basic', 'none', 'bsr', 'omz8'};
+keys = cell(size(found));
+for k = 1:numel(found)
+    words = strsplit(regexprep(lower(found{k}), '[-+_]', ' '), ' ');
+    on = sort(intersect(words, {'dlw', 'blg', 'iho'}));
+    basic = isempty(on) && any(ismember({'basic', 'none'}, words));
+    if isempty(on) && ~basic && any(ismember({'bsr', 'omz8'}, words)), on = {'blg', 'dlw', 'iho'}; end
+    known = basic || ~isempty(on);
+    rest = found{k};
+    place = numel(order) + 1;
+    if known
+        rest = strjoin(words(~ismember(words, names)), '-');
+        place = find(strcmp(order, strjoin(on(:)', ' ')));
+    end
+    keys{k} = sprintf('%s %d %s', rest, place, found{k});
+end
+[~, sorted] = sort(keys);
+tags = found(sorted);
 
 columns = min(4, numel(tags));
 rows = ceil(numel(tags) / columns);
@@ -49,7 +66,13 @@ print('-dpng', '-r150', fullfile(output, 'ablation_points_m.png'));
 
 figure('visible', 'off', 'position', [0 0 260 * columns 190 * rows]);
 for k = 1:numel(tags)
-    counts = csvread(fullfile(folder, [tags{k} '_counts.csv']), 1, 1);
+    file = fullfile(folder, [tags{k} '_counts.csv']);
+    if exist(file, 'file')
+        counts = csvread(file, 1, 1);
+    else
+        targets = csvread(fullfile(folder, [tags{k} '_targets.csv']), 1, 1);
+        counts = accumarray(targets + 1, 1);
+    end
     subplot(rows, columns, k);
     bar(0:numel(counts) - 1, counts, 0.8, 'facecolor', colors(1, :));
     hold on;

@@ -4,12 +4,15 @@
     python show_result/ablation.py
 
 Draws what `show_points_ablation.py` wrote: show_result/ablation_points.png and .pdf, and
-show_result/ablation_counts.png and .pdf. `ablation.m` draws the same in MATLAB or GNU Octave.
+show_result/ablation_counts.png and .pdf. The published CSV files, with tags such as `bsr-r34r18c10-dlw-blg`,
+can be put there too. `ablation.m` draws the same in MATLAB or GNU Octave.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parent
 ORDER = ("Basic", "BLG", "DLW", "IHO", "DLW+BLG", "DLW+IHO", "BLG+IHO", "BSR")  # the paper's variants
+WORDS = {"dlw", "blg", "iho", "basic", "none", "bsr", "omz8"}  # in tags; the published ones say omz8 for BSR
 COLUMNS = 4  # panels beside each other at most
 
 
@@ -42,16 +46,36 @@ def build_parser() -> cli.Parser:
     return parser
 
 
+def place_of(tag: str) -> tuple[str, int]:
+    """What a tag says beside the variant, and the place of the variant in the paper's order, behind all where
+    it names none."""
+    words = re.split(r"[-+_]", tag.lower())
+    on = [name for name in ("DLW", "BLG", "IHO") if name.lower() in words]
+    if on:
+        variant = "BSR" if len(on) == 3 else "+".join(on)
+    elif "basic" in words or "none" in words:
+        variant = "Basic"
+    else:
+        variant = "BSR" if "bsr" in words or "omz8" in words else ""
+    rest = "-".join(word for word in words if word not in WORDS)
+    return rest if variant else tag, ORDER.index(variant) if variant else len(ORDER)
+
+
+def ordered(tags: Iterable[str]) -> list[str]:
+    """Tags in the paper's order: of those that differ in more than the variant, each kind by itself."""
+    return sorted(tags, key=lambda tag: (*place_of(tag), tag))
+
+
 def find_tags(folder: Path) -> list[str]:
-    """The variants that have points there: those of the paper in its order, then the others by name.
+    """The variants that have points there, in order.
 
     Raises:
         UserError: there is none.
     """
-    tags = sorted(path.name.removesuffix("_points.csv") for path in folder.glob("*_points.csv"))
+    tags = ordered(path.name.removesuffix("_points.csv") for path in folder.glob("*_points.csv"))
     if not tags:
         raise UserError(f"no *_points.csv in {folder}: write some with show_points_ablation.py")
-    return [tag for tag in ORDER if tag in tags] + [tag for tag in tags if tag not in ORDER]
+    return tags
 
 
 def read_csv(path: Path) -> np.ndarray:
@@ -69,15 +93,20 @@ def read_csv(path: Path) -> np.ndarray:
 
 
 def read_variant(folder: Path, tag: str) -> Variant:
-    """What `show_points_ablation.py` wrote for a tag.
+    """What `show_points_ablation.py` wrote for a tag. Without a file of counts they are those of the points.
 
     Raises:
         UserError: a file is missing or damaged, or they are not of one run.
     """
-    points, targets, counts = (
-        read_csv(folder / f"{tag}_{kind}.csv") for kind in ("points", "targets", "counts")
-    )
-    labels, of_class = targets[:, 0].astype(int), counts[:, 0].astype(int)
+    import numpy as np
+
+    points, targets = (read_csv(folder / f"{tag}_{kind}.csv") for kind in ("points", "targets"))
+    labels = targets[:, 0].astype(int)
+    file = folder / f"{tag}_counts.csv"
+    if file.is_file() or not len(labels) or labels.min() < 0:
+        of_class = read_csv(file)[:, 0].astype(int)
+    else:
+        of_class = np.bincount(labels)
     known = 0 <= labels.min() <= labels.max() < len(of_class)
     if points.shape[1] != 2 or len(points) != len(labels) or not known:
         raise UserError(f"the files of {tag} do not belong together: show_points_ablation.py makes them")
@@ -97,6 +126,11 @@ def panels(count: int, width: float, height: float, sharey: bool = False) -> tup
     return figure, axes.flatten()[:count]
 
 
+def _title_size(one: Variant) -> float | None:
+    """That of a panel's title in points, smaller for a long tag; None for matplotlib's own."""
+    return None if len(one.tag) < 14 else max(4.0, 120 / len(one.tag))
+
+
 def points_figure(variants: list[Variant]) -> Figure:
     """The points of each variant, coloured by class."""
     import numpy as np
@@ -111,7 +145,8 @@ def points_figure(variants: list[Variant]) -> Figure:
         size = np.clip(3000 / len(one.points), 0.2, 8)
         many = len(one.points) > 5000
         axis.scatter(*one.points.T, c=colors[one.labels], s=size, linewidths=0, rasterized=many)
-        axis.set(title=f"{one.tag}  ({len(one.points):,} samples)", xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[])
+        axis.set_title(f"{one.tag}  ({len(one.points):,} samples)", fontsize=_title_size(one))
         axis.set_aspect("equal", adjustable="datalim")
         for spine in axis.spines.values():
             spine.set(visible=True, color="#bbbbbb")
@@ -141,7 +176,7 @@ def counts_figure(variants: list[Variant]) -> Figure:
         variation = counts.std() / counts.mean() if counts.any() else float("nan")
         axis.bar(range(len(counts)), counts, color=style.COLORS[0], width=0.8)
         axis.axhline(counts.mean(), color="#555555", linewidth=0.8, linestyle="--")
-        axis.set(title=f"{one.tag}  (variation {variation:.2f})")
+        axis.set_title(f"{one.tag}  (variation {variation:.2f})", fontsize=_title_size(one))
         axis.set_xticks(range(classes) if classes <= 10 else [0, classes - 1])
         if place // COLUMNS == (len(variants) - 1) // COLUMNS:
             axis.set_xlabel("class")

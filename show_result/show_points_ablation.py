@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Stored samples of runs as points in the plane: features of the student or the teacher, by t-SNE.
 
-    python show_result/show_points_ablation.py run/bsr run/basic
+    python show_result/show_points_ablation.py [run/bsr run/basic ...]
 
+Without runs: the finished ones in run/ablation, else in run, in the paper's order.
 Writes `{tag}_points.csv`, `{tag}_targets.csv` (an index column and a header row) and `{tag}_counts.csv`
 (samples of each class) to show_result/ablation_points, a tag for each run; `ablation.py` and `ablation.m`
 draw them.
@@ -20,17 +21,25 @@ from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.kinds import COUNT, COUNT_OR_NONE, choice
 from datafree.settings import NETWORK
+from show_result.ablation import ordered
 
 if TYPE_CHECKING:
     import numpy as np
 
 FOLDER = Path(__file__).resolve().parent / "ablation_points"
+COMPONENTS = ("dlw", "blg", "iho")
 ITERATIONS = 750  # of openTSNE: 250 of early exaggeration, 500 after it
 
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Stored samples of runs as points in the plane: penultimate features by t-SNE.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run folder (default: the finished runs in run/ablation, else in run, by variant)",
+    )
     parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
     parser.add_argument(
         "--features",
@@ -103,9 +112,39 @@ def embed(
     return made
 
 
+def finished_runs(root: Path) -> dict[str, Path]:
+    """The finished runs that keep samples in `run/ablation`, else in `run`, by tags in the paper's order: the
+    variant's name, or the folder's where several runs are of one variant.
+
+    Raises:
+        UserError: there is none.
+    """
+    from datafree.methods import METHODS
+    from datafree.runs.read import find_runs
+
+    for folder in (root / "run/ablation", root / "run"):
+        runs = find_runs([folder])[0] if any(folder.glob("**/config.json")) else []
+        runs = [run for run in runs if run.stores and run.config["method"] in METHODS]
+        if runs:
+            on = [[name.upper() for name in COMPONENTS if run.config[name]] for run in runs]
+            variants = ["BSR" if len(names) == 3 else "+".join(names) or "Basic" for names in on]
+            unique = len(set(variants)) == len(runs)
+            found = {
+                variant if unique else run.path.resolve().name: run.path
+                for variant, run in zip(variants, runs, strict=True)
+            }
+            return {tag: found[tag] for tag in ordered(found)}
+    raise UserError(
+        f"no finished runs in {root / 'run/ablation'} or {root / 'run'}: make them with scripts/ablation.sh, "
+        "or name run folders"
+    )
+
+
 def run() -> None:
     args = build_parser().parse_args()
-    tags = args.tags or [path.resolve().name for path in args.runs]
+    found = {} if args.runs else finished_runs(FOLDER.parents[1])
+    args.runs = args.runs or list(found.values())
+    tags = args.tags or list(found) or [path.resolve().name for path in args.runs]
     if len(tags) != len(args.runs) or len(set(tags)) < len(tags):
         raise UserError(f"{len(args.runs)} runs need as many different --tags, not {' '.join(tags)}")
     if args.features == "teacher" and args.feature_layer:

@@ -19,6 +19,7 @@ from test_tables import write_run
 from datafree import models
 from datafree.data.augment import Normalize
 from datafree.data.pixels import to_uint8
+from datafree.errors import UserError
 from datafree.repository import SampleRepository
 from datafree.results.report_figures import outlier_factors, quartiles_by_class
 from datafree.results.shown import Shown
@@ -28,7 +29,7 @@ from datafree.runs.sample_log import SampleLog
 from datafree.runs.stored import read_samples
 from datafree.samples import Samples
 from datafree.torch_utils import checkpoint
-from show_result import show_points_ablation
+from show_result import ablation, show_points_ablation
 from show_result.show_points_ablation import embed
 
 POINTS = "show_result/show_points_ablation.py"
@@ -163,6 +164,52 @@ def test_the_ablation_is_drawn_as_png_and_pdf(points, tmp_path):
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
+PUBLISHED = ("basic", "blg", "dlw", "iho", "dlw-blg", "dlw-iho", "iho-blg", "omz8")  # as their tags end
+
+
+def write_published(folder):
+    """Files as the authors published them: without counts, a tag for each variant."""
+    random = np.random.RandomState(0)
+    for name in PUBLISHED:
+        for kind, header, values in (
+            ("points", ",0,1", random.standard_normal((50, 2)).tolist()),
+            ("targets", ",0", (np.arange(50) % 10)[:, None].tolist()),
+        ):
+            rows = [",".join(map(str, [place, *row])) for place, row in enumerate(values)]
+            path = folder / f"bsr-r34r18c10-{name}_{kind}.csv"
+            path.write_text("\n".join([header, *rows]) + "\n")
+
+
+def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(points, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "show_result/ablation_points", tmp_path / "points")
+    write_published(tmp_path / "points")
+    tags = ablation.find_tags(tmp_path / "points")
+    assert tags == [*ablation.ORDER, *(f"bsr-r34r18c10-{name}" for name in PUBLISHED)]
+    assert ablation.ordered(["x", "run-none-seed0", "run-dlw-iho-seed0", "run-blg-iho-seed0", "a"]) == [
+        *("a", "run-none-seed0", "run-dlw-iho-seed0", "run-blg-iho-seed0", "x")
+    ]
+    one = ablation.read_variant(tmp_path / "points", "bsr-r34r18c10-omz8")
+    assert one.counts.tolist() == [5] * 10
+    done = run_script("show_result/ablation.py", "--points", "points", "--output", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(runs, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"scripts/ablation.sh"):
+        show_points_ablation.finished_runs(tmp_path)
+    for folder in ("run/ablation/one", "run/ablation/two", "run/other"):
+        shutil.copytree(runs / "bsr", tmp_path / folder)
+    config = tmp_path / "run/ablation/two/config.json"
+    config.write_text(config.read_text().replace('"dlw": true', '"dlw": false'))
+    found = show_points_ablation.finished_runs(tmp_path)
+    assert list(found) == ["BLG+IHO", "BSR"]
+    (tmp_path / "run/ablation/two/summary.json").unlink()
+    assert list(show_points_ablation.finished_runs(tmp_path)) == ["BSR"]
+    shutil.rmtree(tmp_path / "run/ablation")
+    shutil.copytree(runs / "bsr", tmp_path / "run/again")
+    assert sorted(show_points_ablation.finished_runs(tmp_path)) == ["again", "other"]
+
+
 def test_a_run_that_keeps_no_samples_has_no_points(runs):
     words = ["--dataset", "digits", "--teacher", "wrn16_1", "--student", "wrn16_1", *TINY, "--method", "zskt"]
     assert run_script("bsr_main.py", *words, "--save_dir", "zskt", cwd=runs).returncode == 0
@@ -197,9 +244,11 @@ def test_the_published_points_in_the_repository_are_the_paper_s(tmp_path):
 def test_octave_draws_the_same_figures(points, tmp_path):
     shutil.copytree(ROOT / "show_result/hyperparameters", tmp_path / "hp")
     (tmp_path / "hp/oh_step_fine_runs.csv").write_text("value,mean,std,seeds\n0.1,94.5,0.2,3\n0.12,94,0,1\n")
+    shutil.copytree(points, tmp_path / "points")
+    write_published(tmp_path / "points")
     environment = {
         **os.environ,
-        "ABLATION_POINTS": str(points),
+        "ABLATION_POINTS": str(tmp_path / "points"),
         "ABLATION_OUTPUT": str(tmp_path),
         "HP_FOLDER": str(tmp_path / "hp"),
     }
