@@ -438,6 +438,12 @@ def test_bad_flags_get_one_line_and_status_2(flags, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("script", ["bsr_main.py", "train_scratch.py", "vanilla_kd.py"])
+@pytest.mark.parametrize("flag", ["--multiprocessing-distributed", "--dist-url", "--world_size=2"])
+def test_published_flags_for_several_processes_are_answered_with_torchrun(script, flag, tmp_path):
+    assert_refused(run_here(script, flag, cwd=tmp_path), "torchrun --nproc_per_node")
+
+
 def assert_refused(done, message):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -327,7 +327,10 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
         *"--dataset folder --data_root images --teacher wrn16_1 --teacher_ckpt teacher.pth".split(),
         *"--student wrn16_1 --epochs 2 --batch_size 4 --device cpu".split(),
     ]
-    for more, name, count in (([], "vanilla_kd", 18), (["--images", "other"], "vanilla_kd_images", 10)):
+    for more, name, count in (
+        ([], "vanilla_kd", 18),
+        (["--transfer_set", "other"], "vanilla_kd_transfer", 10),
+    ):
         done = run_script("vanilla_kd.py", *common, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"{count} images" in done.stdout
@@ -339,11 +342,11 @@ def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):
         assert (folder / "student.pth").is_file()
     again = run_here("vanilla_kd.py", *common, cwd=tmp_path)
     assert_refused(again, "--overwrite")
-    absent = run_here("vanilla_kd.py", *common, "--images", "no", "--save_dir", "new", cwd=tmp_path)
-    assert_refused(absent, "no folder of images")
+    absent = run_here("vanilla_kd.py", *common, "--transfer_set", "no", "--save_dir", "new", cwd=tmp_path)
+    assert_refused(absent, "neither a folder nor a dataset")
     assert not (tmp_path / "new").exists()
     listed = table("run", cwd=tmp_path)
-    assert "vanilla_kd_images" in listed.stdout
+    assert "vanilla_kd_transfer" in listed.stdout
 
 
 STARRED = [  # method, teacher, settings of the run, its cell

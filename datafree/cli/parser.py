@@ -11,6 +11,14 @@ from typing import Any, NoReturn
 from datafree.errors import Stopped, UserError, did_you_mean
 from datafree.kinds import Kind, Setting, settings_of
 
+_TORCHRUN = ": start the script with `torchrun --nproc_per_node N` instead"
+INSTEAD = {  # of flags that published commands have
+    **dict.fromkeys(("--multiprocessing_distributed", "--world_size", "--rank"), _TORCHRUN),
+    **dict.fromkeys(("--dist_url", "--dist_backend"), _TORCHRUN),
+    "--start_epoch": ": --resume continues where it stopped",
+    "--images": ": it is called --transfer_set",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Dashes and underscores in the names of flags are the same; errors are one line with exit status 2."""
@@ -69,8 +77,9 @@ class Parser(argparse.ArgumentParser):
             words.append(self._spelled(name) + equals + value)
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            hint = did_you_mean(_canonical(unknown[0]), self._spellings)
-            self.error(f"unknown argument {unknown[0]}{hint or '; see --help'}")
+            flag = _canonical(unknown[0].partition("=")[0])
+            hint = INSTEAD.get(flag) or did_you_mean(flag, self._spellings) or "; see --help"
+            self.error(f"unknown argument {unknown[0]}{hint}")
         return parsed
 
     def _spelled(self, name: str) -> str:
