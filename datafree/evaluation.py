@@ -137,6 +137,7 @@ class Judge:
         self.images, self.normalize, self.device, self.teacher = images, normalize, device, teacher
 
     def __call__(self, network: nn.Module) -> Evaluation:
+        """The teacher itself is scored once."""
         if network is self.teacher:
             return self._taught[0]
         evaluation, classes = self._evaluate(network)

@@ -19,7 +19,7 @@ import pytest
 import soak
 import torch
 from conftest import ROOT, run_here, run_script
-from making import flags
+from making import flags, samples
 from PIL import Image
 from test_methods import distiller
 from test_scripts import Malicious, assert_refused, metrics, write_folder, write_teacher
@@ -27,7 +27,9 @@ from test_scripts import Malicious, assert_refused, metrics, write_folder, write
 from datafree import models
 from datafree.data.image_folders import load_folder
 from datafree.errors import UserError
+from datafree.runs.contact_sheet import folder_names
 from datafree.runs.read import read_run
+from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
 
 COMMON = [
@@ -106,6 +108,62 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(cwd):
     (cwd / "out/checkpoint.previous.pth").write_bytes(b"")
     newest.write_bytes(damaged)
     assert_refused(bsr(cwd, "--epochs", 5, "--resume"), "is damaged")
+
+
+def test_a_newest_checkpoint_that_makes_no_sense_is_passed_over_too(cwd):
+    assert bsr(cwd, "--epochs", 3).returncode == 0
+    whole, newest = metrics(cwd / "out"), cwd / "out/checkpoint.pth"
+    content = checkpoint.read(newest)
+    content["distiller"]["streams"] = []
+    checkpoint.save(content, newest)
+    resumed = run_here("bsr_main.py", *COMMON, "--epochs", 3, "--resume", cwd=cwd)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing from the one before it" in resumed.stdout
+    assert metrics(cwd / "out") == whole
+
+
+def test_a_single_sample_is_read_back(tmp_path):
+    log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 5)
+    images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    log.append(samples(images, torch.tensor([1, 2, 3]), torch.randn(3, 5), torch.rand(3)))
+    (part,) = log.read(torch.tensor([2]))
+    assert torch.equal(part.images, images[2:])
+    assert part.labels.tolist() == [3]
+    assert part.confidences.shape == (1,)
+
+
+def test_a_copy_by_hard_links_is_not_changed_by_what_happens_to_the_other(tmp_path):
+    log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 5)
+    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    log.append(samples(images, torch.tensor([1, 2, 3]), torch.randn(3, 5), torch.rand(3)))
+    copy = tmp_path / "copy.bin"
+    os.link(log.path, copy)
+    before = copy.read_bytes()
+    log.truncate(1)
+    assert copy.read_bytes() == before
+    assert len(log.path.read_bytes()) == len(before) // 3
+
+
+def test_a_checkpoint_is_not_continued_in_the_folder_of_another_run_that_was_begun(cwd):
+    assert bsr(cwd, "--epochs", 2).returncode == 0
+    for left in (
+        ["config.json"],
+        ["checkpoint.previous.pth", "config.json"],
+        ["metrics.jsonl", "samples.bin"],
+    ):
+        begun = cwd / left[0].split(".")[1]
+        begun.mkdir()
+        for name in left:
+            (begun / name).write_bytes(b"of another run")
+        flags = [*COMMON, "--epochs", 2, "--resume", "out/checkpoint.pth", "--save_dir", begun]
+        assert_refused(run_here("bsr_main.py", *flags, cwd=cwd), "holds another run than")
+        assert sorted(path.name for path in begun.iterdir() if path.name != ".lock") == left
+        assert {(begun / name).read_bytes() for name in left} == {b"of another run"}
+
+
+def test_classes_that_would_share_a_folder_do_not():
+    names = folder_names(["C++", "C##", "a", "A", "b/c", "..", ""])
+    assert names == ["C__-class0", "C__-class1", "a-class2", "A-class3", "b_c", "_-class5", "_-class6"]
 
 
 def test_a_full_disk_costs_no_checkpoint(cwd):

@@ -190,3 +190,12 @@ def test_half_precision_trains_too(cwd):
             "--"
         )
     assert_refused(run_here("train_scratch.py", *TRAIN, "--amp", "bf16", "--fp16", cwd=cwd), "contradict")
+
+
+def test_a_teacher_is_not_written_over_what_is_not_a_trainings(cwd):
+    (cwd / "config.json").write_text("{}")
+    for output in ("t.json", "config.pth"):
+        refused = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--output", output, cwd=cwd)
+        assert_refused(refused, "is for the accuracy, and would be replaced")
+    assert (cwd / "config.json").read_text() == "{}"
+    assert not (cwd / "config.pth").exists()

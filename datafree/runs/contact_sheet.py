@@ -18,9 +18,16 @@ SHEET_CLASSES = 20  # rows of a contact sheet at most
 SHEET_SAMPLES = 16  # images in a row at most
 
 
-def safe_name(name: str) -> str:
-    """A class name as a folder name."""
-    return "".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(". ") or "_"
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Class names as names of folders. Classes that would share one, also where capitals make no difference,
+    have their number at the end."""
+    names = ["".join(c if c.isalnum() or c in " ._-" else "_" for c in name).strip(". ") for name in classes]
+    names = [name or "_" for name in names]
+    folded = [name.casefold() for name in names]
+    return [
+        name if folded.count(name.casefold()) == 1 else f"{name}-class{label}"
+        for label, name in enumerate(names)
+    ]
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -52,11 +59,11 @@ def export_repository(repository: SampleRepository, classes: Sequence[str], fold
     """Every sample as `{class}/{number}.png` in a folder made anew, numbered in the order stored."""
     shutil.rmtree(folder, ignore_errors=True)
     labels = repository.labels
-    for label, name in enumerate(classes):
-        (folder / safe_name(name)).mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(folder_names(classes)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
         of_class = (labels == label).nonzero().squeeze(1)
         for indices in of_class.split(1024):
             images = repository.images(indices).cpu()
             for index, image in zip(indices.tolist(), images, strict=True):
-                to_pil(image).save(folder / safe_name(name) / f"{index:06d}.png")
+                to_pil(image).save(folder / name / f"{index:06d}.png")
     return folder

@@ -176,7 +176,8 @@ class Distillation:
 
     def _finish(self, run: RunFolder, progress: Progress) -> None:
         """The student, and the final figures to `summary.json` and the console."""
-        s, teacher, row = self.settings, self.session.teacher_evaluation, progress.row
+        s, session, row = self.settings, self.session, progress.row
+        teacher = session.score(session.teacher.network) if session.has_images else None
         run.save_student(self._described())
         run.write_json(
             SUMMARY,

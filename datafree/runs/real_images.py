@@ -99,6 +99,9 @@ def _refuse_output(settings: TrainSettings, output: Path, own: Path) -> None:
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file with --output")
+    figures = output.with_suffix(".json")
+    if figures == output or (figures.exists() and not _is_own(figures)):
+        raise UserError(f"{figures} is for the accuracy, and would be replaced: name another --output")
     going_on = settings.resume is not None and (
         settings.resume or own.exists() or checkpoint.previous(own).exists()
     )
@@ -106,6 +109,14 @@ def _refuse_output(settings: TrainSettings, output: Path, own: Path) -> None:
         raise UserError(f"{output} is trained to its end: there is nothing to continue")
     if output.exists() and not (settings.overwrite or going_on):
         raise UserError(f"{output} is there already: replace it with --overwrite, or name another --output")
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a JSON file beside a checkpoint is what a training has written."""
+    try:
+        return {"model", "test_top1"} <= json.loads(file.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def evaluate_only(settings: TrainSettings, output: Path) -> None:

@@ -6,18 +6,22 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from datafree.errors import Damaged, UserError
-from datafree.runs.files import ASIDE, CHECKPOINT, SAMPLES, STUDENT_BEST
+from datafree.runs.files import ASIDE, CHECKPOINT, MARKS, PREVIOUS, SAMPLES, STUDENT_BEST
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import Epochs
 from datafree.runs.progress import FIGURES, Progress
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.processes import Processes
+
+T = TypeVar("T")
+# What reading content raises that is not of its kind.
+WRONG = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 
 
 class Resume:
@@ -58,7 +62,8 @@ class Resume:
         own = self.folder / CHECKPOINT
         if named:
             path = Path(named)
-            if own.exists() and path.resolve().parent != self.folder.resolve():
+            begun = any((self.folder / name).exists() for name in (*MARKS, PREVIOUS, SAMPLES))
+            if begun and path.resolve().parent != self.folder.resolve():
                 raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
             progress = self._load(trained, path)
             if path.resolve() == checkpoint.previous(own).resolve() and own.exists():
@@ -82,12 +87,35 @@ class Resume:
             own.replace(self.folder / ASIDE)
 
     def _load(self, trained: Epochs, path: Path) -> Progress:
-        """Take the state in a checkpoint.
+        """Take the state in a checkpoint: all processes, or none.
 
         Raises:
             Damaged: the file, or the samples beside it, are not what was written.
-            UserError: it is of a run with other settings, or no checkpoint of a run.
+            UserError: it is of a run with other settings.
         """
+        content, progress = self._together(lambda: self._read(path))
+        with self._samples_beside(path):
+            self._together(lambda: self._take(trained, content, path))
+        return progress
+
+    def _together(self, part: Callable[[], T]) -> T:
+        """What a part gives. What goes wrong in one process is raised in all: only the first reads the
+        samples, say.
+
+        Raises:
+            UserError: of the first process in which something goes wrong.
+        """
+        error, result = None, None
+        try:
+            result = part()
+        except UserError as raised:
+            error = raised
+        found = [one for one in self.processes.collect(error) if one is not None]
+        if found:
+            raise found[0]
+        return cast(T, result)
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], Progress]:
         content = checkpoint.read(path)
         try:
             before = {**content["identity"]}
@@ -101,23 +129,15 @@ class Resume:
                     f"{path} is of a run with other settings: {changed[0]} was {old} and is {new}"
                     + (f" (also {', '.join(changed[1:])})" if changed[1:] else "")
                 )
-            progress = Progress.of(content["progress"], self.epochs, self.figures)
-            with self._samples_beside(path):
-                trained.load_state_dict(content["distiller"])
-            return progress
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            IndexError,
-            AttributeError,
-            RuntimeError,
-            ArithmeticError,
-        ) as error:
-            raise UserError(
-                f"{path} is no checkpoint of such a run, or was written by another version: name its "
-                "checkpoint.pth, or start anew with --overwrite"
-            ) from error
+            return content, Progress.of(content["progress"], self.epochs, self.figures)
+        except WRONG as error:
+            raise _no_checkpoint(path) from error
+
+    def _take(self, trained: Epochs, content: dict[str, Any], path: Path) -> None:
+        try:
+            trained.load_state_dict(content["distiller"])
+        except WRONG as error:
+            raise _no_checkpoint(path) from error
 
     @contextmanager
     def _samples_beside(self, path: Path) -> Iterator[None]:
@@ -137,6 +157,13 @@ class Resume:
             for name in bring:
                 (self.folder / name).unlink(missing_ok=True)
             raise
+
+
+def _no_checkpoint(path: Path) -> Damaged:
+    return Damaged(
+        f"{path} is no checkpoint of such a run, or was written by another version: name its checkpoint.pth, "
+        "or start anew with --overwrite"
+    )
 
 
 def how_to_continue(folder: Path, named: str | None, processes: Processes) -> str:

@@ -4,6 +4,7 @@ room for."""
 from __future__ import annotations
 
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,7 +79,7 @@ class SampleLog:
             records = np.memmap(self.path, self.record, "r")[part.numpy()]
             yield Samples(
                 *(
-                    torch.from_numpy(np.ascontiguousarray(records[name]))
+                    torch.from_numpy(records[name].copy())  # a field of one record has odd strides
                     for name in ("image", "label", "features", "margin", "confidence")
                 )
             )
@@ -119,5 +120,10 @@ class SampleLog:
                 f"{self.path} holds {size // self.record.itemsize} of the {count} samples of the checkpoint: "
                 "it must lie beside its checkpoint.pth"
             )
+        if self.writable and self.path.exists() and self.path.stat().st_nlink > 1:
+            # A copy of the folder by links shares the file: what is written here must not show there.
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            shutil.copyfile(self.path, temporary)
+            temporary.replace(self.path)
         if size > wanted and self.writable:
             os.truncate(self.path, wanted)

@@ -14,7 +14,7 @@ from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
 from datafree.errors import UserError
-from datafree.evaluation import Evaluation, Judge
+from datafree.evaluation import Judge
 from datafree.methods import METHODS
 from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
@@ -44,7 +44,6 @@ class Session:
         self.folder = Path(s.save_dir)
         self.run: RunFolder | None = None
         self.said: list[str] = []  # before there was a run folder
-        self.teacher_evaluation: Evaluation | None = None
         self.device = choose_device(s.device, s.gpu)
         self.processes = Processes.started_by_torchrun(self.device)
         self.lock: RunLock | None = None
@@ -141,8 +140,7 @@ class Session:
             images = torch.zeros(1, self.facts.channels, self.facts.img_size, self.facts.img_size)
             images = images.to(self.device, memory_format=torch.channels_last)
             settle_layout(self.teacher.network, images)
-        self.teacher_evaluation = self.score(self.teacher.network)
-        self.say(f"teacher {self.settings.teacher}: {self.teacher_evaluation}")
+        self.say(f"teacher {self.settings.teacher}: {self.score(self.teacher.network)}")
 
     def _student_file(self) -> Path:
         return Path(self.settings.resume) if self.settings.resume else self.folder / STUDENT

@@ -18,7 +18,7 @@ from datafree.networks.examine import settle_layout
 from datafree.networks.names import NetworkName
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.networks.portable import load_student
-from datafree.runs.contact_sheet import safe_name
+from datafree.runs.contact_sheet import folder_names
 from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT, STUDENT_BEST
 from datafree.runs.read import Run
 from datafree.runs.sample_log import SampleLog
@@ -71,11 +71,11 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
         log.truncate(stored)  # sees that they are all there
         records = np.memmap(log.path, log.record, "r", shape=(stored,))
         labels, features, margins = (
-            torch.from_numpy(np.ascontiguousarray(records[name])) for name in ("label", "features", "margin")
+            torch.from_numpy(records[name].copy()) for name in ("label", "features", "margin")
         )
         confidences = None
         if "confidence" in (log.record.names or ()):
-            confidences = torch.from_numpy(np.ascontiguousarray(records["confidence"]))
+            confidences = torch.from_numpy(records["confidence"].copy())
         kept = torch.zeros(stored, dtype=torch.bool)
         kept[serials] = True
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
@@ -86,8 +86,8 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
 def _from_folder(run: Run) -> RunSamples:
     classes = run.config["classes"]
     labels, sets = [], []
-    for label, name in enumerate(classes):
-        folder = run.path / REPOSITORY / safe_name(name)
+    for label, name in enumerate(folder_names(classes)):
+        folder = run.path / REPOSITORY / name
         if folder.is_dir() and any(folder.iterdir()):
             sets.append(load_folder(folder, int(run.config["img_size"])))
             labels += [label] * len(sets[-1])

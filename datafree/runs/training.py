@@ -122,10 +122,14 @@ class Trainer(SGDTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on."""
+        return {**super().state_dict(), "streams": self.processes.collect(self._streams())}
+
+    def _streams(self) -> dict[str, Tensor]:
+        """The states of what this process draws from."""
         own = {"images": self.rng.get_state(), "global": torch.get_rng_state()}
         if self.device.type == "cuda":
             own["global_cuda"] = torch.cuda.get_rng_state(self.device)
-        return {**super().state_dict(), "streams": self.processes.collect(own)}
+        return own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the trainer that gave `state`.
@@ -134,7 +138,7 @@ class Trainer(SGDTrainer):
             KeyError, TypeError, ValueError, RuntimeError: the state is from a run with other settings.
         """
         own = state["streams"][self.processes.rank]
-        require_like(own, self.state_dict()["streams"][self.processes.rank], "streams")
+        require_like(own, self._streams(), "streams")
         super().load_state_dict(state)
         self.rng.set_state(own["images"])
         torch.set_rng_state(own["global"])
