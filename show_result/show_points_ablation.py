@@ -90,6 +90,7 @@ def embed(
     """
     if len(features) < 5:
         raise UserError(f"{len(features)} samples are too few for t-SNE: use a run with more")
+    seed %= 2**32  # NumPy's limit
     perplexity = min(30.0, (len(features) - 1) / 3)
     if engine != "scikit-learn":
         try:

@@ -425,6 +425,15 @@ def test_a_student_with_projection_shortcuts_is_distilled_and_scored(cwd):
     assert any(".downsample." in key for key in datafree.load_student(cwd / "out/student.pth").state_dict())
 
 
+def test_no_network_of_torchvision_fetches_anything_unasked(monkeypatch):
+    def fetch(*_args, **_options):
+        raise AssertionError("it reaches out")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    for name in ("lraspp_mobilenet_v3_large", "ssdlite320_mobilenet_v3_large", "mobilenet_v3_small"):
+        assert isinstance(build(named(f"torchvision:{name}"), "--student", 5), nn.Module)
+
+
 def test_pretrained_torchvision_networks_know_their_images(monkeypatch):
     import torchvision.models as tv
 

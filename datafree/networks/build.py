@@ -88,9 +88,12 @@ def _from_torchvision(name: str, flag: str, num_classes: int | None, arguments: 
     known = tv.list_models()
     if name not in known:
         raise UserError(f"torchvision has no model {name}{did_you_mean(name, known)}")
-    given = {"weights": None, **_known(num_classes=num_classes), **arguments}
+    # Detection and segmentation models fetch their backbones unless they are told not to.
+    takes = inspect.signature(tv.get_model_builder(name)).parameters
+    unfetched: dict[str, Any] = {key: None for key in ("weights", "weights_backbone") if key in takes}
+    given = {**unfetched, **_known(num_classes=num_classes), **arguments}
     network = _called(lambda: tv.get_model(name, **given), f"{flag} torchvision:{name}")
-    if given["weights"] is not None:  # which know what they were trained on
+    if given.get("weights") is not None:  # which know what they were trained on
         weights = given["weights"]
         trained = getattr(tv.get_model_weights(name), str(weights).rpartition(".")[2], None)
         wants = trained and trained.transforms()
