@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -28,6 +29,7 @@ from datafree import models
 from datafree.data.image_folders import load_folder
 from datafree.errors import UserError
 from datafree.runs.contact_sheet import folder_names
+from datafree.runs.folder import RunFolder
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
@@ -120,6 +122,37 @@ def test_a_newest_checkpoint_that_makes_no_sense_is_passed_over_too(cwd):
     assert resumed.returncode == 0, resumed.stderr
     assert "continuing from the one before it" in resumed.stdout
     assert metrics(cwd / "out") == whole
+
+
+def test_a_run_does_not_write_to_a_folder_that_was_removed_and_made_anew(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.write_json("config.json", {})
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").touch()
+    for write in (
+        lambda: run.append_metrics({"epoch": 0}),
+        lambda: run.save_checkpoint({}),
+        lambda: run.save_student({}),
+        lambda: run.write_json("summary.json", {}),
+    ):
+        with pytest.raises(UserError, match="was removed or replaced"):
+            write()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_samples_are_not_appended_to_a_file_of_another_run(tmp_path):
+    log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 5)
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    one = samples(images, torch.tensor([1]), torch.randn(1, 5), torch.rand(1))
+    log.append(one)
+    log.path.unlink()
+    with pytest.raises(UserError, match="was removed or replaced"):
+        log.append(one)
+    log.path.write_bytes(b"of another run")
+    with pytest.raises(UserError, match="was removed or replaced"):
+        log.append(one)
+    assert log.path.read_bytes() == b"of another run"
 
 
 def test_a_single_sample_is_read_back(tmp_path):

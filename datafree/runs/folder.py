@@ -79,11 +79,13 @@ class RunFolder:
         self._write(name, json.dumps(content, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
+        self._lock.require()
         temporary = self.path / (name + ".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
+        self._lock.require()
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -113,6 +115,7 @@ class RunFolder:
         self._write(METRICS, "".join(kept[number] + "\n" for number in sorted(kept)))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        self._lock.require()
         checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
 
     def remove_checkpoints(self) -> None:
@@ -121,6 +124,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def save_student(self, content: dict[str, Any], name: str = STUDENT) -> None:
+        self._lock.require()
         checkpoint.save(content, self.path / name)
 
     def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:

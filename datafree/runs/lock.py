@@ -53,6 +53,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, flag: str = "--save_dir"):
+        self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
@@ -66,6 +67,19 @@ class RunLock:
             raise UserError(f"another command writes to {folder}: wait, or use another {flag}") from error
         except OSError:  # a file system that knows no locks
             pass
+
+    def require(self) -> None:
+        """See that the folder is still the one that was locked.
+
+        Raises:
+            UserError: it was removed, and maybe made anew by another command.
+        """
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.folder / LOCK))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise UserError(f"{self.folder} was removed or replaced while the run was going on: start again")
 
     @classmethod
     def of_new_run(cls, folder: Path, overwrite: bool, flag: str = "--save_dir") -> RunLock:

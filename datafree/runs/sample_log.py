@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datafree.errors import Damaged
+from datafree.errors import Damaged, UserError
 from datafree.repository import FORMAT
 from datafree.samples import Samples
 
@@ -42,6 +42,7 @@ class SampleLog:
     ):
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
+        self._own: os.stat_result | None = None  # the file that this has written to
         self.record = np.dtype(
             [
                 ("image", np.uint8, image_shape),
@@ -53,9 +54,15 @@ class SampleLog:
         )
 
     def append(self, samples: Samples) -> None:
-        """Write samples behind those there are; see `SampleRepository.add`."""
+        """Write samples behind those there are; see `SampleRepository.add`.
+
+        Raises:
+            UserError: the file is no longer the one that was written to.
+        """
         if not self.writable:
             return
+        if self._own and not (self.path.exists() and os.path.samestat(self._own, os.stat(self.path))):
+            raise UserError(f"{self.path} was removed or replaced while the run was going on: start again")
         records = np.empty(len(samples), self.record)
         records["image"] = samples.images.cpu().numpy()
         records["features"] = samples.features.float().cpu().numpy()
@@ -65,6 +72,7 @@ class SampleLog:
         data = records.tobytes()
         with open(self.path, "ab") as file:
             file.write(data)
+            self._own = os.fstat(file.fileno())
         self.checksum = zlib.crc32(data, self.checksum)
 
     def images(self, serials: Tensor) -> Tensor:
@@ -127,3 +135,4 @@ class SampleLog:
             temporary.replace(self.path)
         if size > wanted and self.writable:
             os.truncate(self.path, wanted)
+        self._own = os.stat(self.path) if self.path.exists() else None
