@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ class SampleLog:
     ):
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
-        self._own: os.stat_result | None = None  # the file that this has written to
+        self._file: BinaryIO | None = (
+            None  # once something is written; no other file has its number meanwhile
+        )
         self.record = np.dtype(
             [
                 ("image", np.uint8, image_shape),
@@ -61,7 +64,9 @@ class SampleLog:
         """
         if not self.writable:
             return
-        if self._own and not (self.path.exists() and os.path.samestat(self._own, os.stat(self.path))):
+        self._file = self._file or open(self.path, "ab")  # noqa: SIM115 (kept)
+        written = os.fstat(self._file.fileno())
+        if not (self.path.exists() and os.path.samestat(written, os.stat(self.path))):
             raise UserError(f"{self.path} was removed or replaced while the run was going on: start again")
         records = np.empty(len(samples), self.record)
         records["image"] = samples.images.cpu().numpy()
@@ -70,9 +75,8 @@ class SampleLog:
         records["label"] = samples.labels.cpu().numpy()
         records["confidence"] = samples.confidences.cpu().numpy()
         data = records.tobytes()
-        with open(self.path, "ab") as file:
-            file.write(data)
-            self._own = os.fstat(file.fileno())
+        self._file.write(data)
+        self._file.flush()
         self.checksum = zlib.crc32(data, self.checksum)
 
     def images(self, serials: Tensor) -> Tensor:
@@ -128,6 +132,9 @@ class SampleLog:
                 f"{self.path} holds {size // self.record.itemsize} of the {count} samples of the checkpoint: "
                 "it must lie beside its checkpoint.pth"
             )
+        if self._file:
+            self._file.close()
+            self._file = None
         if self.writable and self.path.exists() and self.path.stat().st_nlink > 1:
             # A copy of the folder by links shares the file: what is written here must not show there.
             temporary = self.path.with_name(self.path.name + ".tmp")
@@ -135,4 +142,3 @@ class SampleLog:
             temporary.replace(self.path)
         if size > wanted and self.writable:
             os.truncate(self.path, wanted)
-        self._own = os.stat(self.path) if self.path.exists() else None
