@@ -2,8 +2,9 @@
 
     python train_scratch.py --model resnet34 --dataset cifar10 --batch-size 64 --lr 0.1
 
-Writes checkpoints/pretrained/{dataset}_{model}.pth, where bsr_main.py looks for its teacher, and a JSON file
-beside it with the accuracy.
+Writes checkpoints/pretrained/{dataset}_{model}.pth, where bsr_main.py looks for its teacher, a JSON file
+beside it with the accuracy, and a folder with settings, metrics and log. `--resume` continues a training that
+was stopped.
 """
 
 from datafree.cli.train import main

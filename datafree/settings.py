@@ -46,7 +46,8 @@ def _network(value: Any) -> NetworkName:
 
 def _milestones(value: Any) -> str:
     epochs = [part.strip() for part in TEXT.check(value).split(",")]
-    if not all(epoch.isdecimal() and int(epoch) for epoch in epochs):
+    numbers = [int(epoch) for epoch in epochs if epoch.isdecimal()]
+    if len(numbers) < len(epochs) or sorted({0, *numbers}) != [0, *numbers]:
         raise ValueError(f"{value} is no list of epochs such as 120,150,180")
     return ",".join(epochs)
 
@@ -137,7 +138,11 @@ class Data:
         default_text="the dataset's",
     )
     flip: bool | None = option(
-        None, ON_OR_OFF, "mirror images at random", table=True, default_text="on, except for digits and svhn"
+        None,
+        ON_OR_OFF,
+        "mirror images at random",
+        table=True,
+        default_text="on, except for digits, mnist and svhn",
     )
 
 
@@ -376,7 +381,7 @@ class Output:
     )
     overwrite: bool = option(False, SWITCH, "replace it if it is there")
     evaluate_only: bool = option(
-        False, SWITCH, "score the network of --resume, or of the checkpoint that is there, and stop"
+        False, SWITCH, "score the checkpoint that is there, or the one that --resume names, and stop"
     )
 
 

@@ -393,19 +393,19 @@ def test_nothing_is_flipped_where_a_flip_changes_the_class(rng):
 def test_crops_equal_kornias(rng):
     from kornia.geometry.transform import crop_and_resize
 
-    images = torch.rand(8, 3, 48, 40, generator=rng)
+    images = torch.rand(8, 3, 96, 80, generator=rng)
     augment = Augment(PLAIN, flip=False)
     state = rng.get_state()
     actual = augment.warp(images, rng)
     rng.set_state(state)
     (scale_y, shift_y), (scale_x, shift_x) = augment._resized_crop(8, rng)
     # Kornia's boxes join pixel centres; ours are shares of the image between its outer edges.
-    left, right = ((shift_x + side * scale_x + 1) / 2 * 40 - 0.5 - side * 0.5 * scale_x for side in (-1, 1))
-    top, bottom = ((shift_y + side * scale_y + 1) / 2 * 48 - 0.5 - side * 0.5 * scale_y for side in (-1, 1))
+    left, right = ((shift_x + side * scale_x + 1) / 2 * 80 - 0.5 - side * 0.5 * scale_x for side in (-1, 1))
+    top, bottom = ((shift_y + side * scale_y + 1) / 2 * 96 - 0.5 - side * 0.5 * scale_y for side in (-1, 1))
     boxes = torch.stack(
         [torch.stack(p, 1) for p in ((left, top), (right, top), (right, bottom), (left, bottom))], 1
     )
-    expected = crop_and_resize(images, boxes, (48, 40))
+    expected = crop_and_resize(images, boxes, (96, 80))
     inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # edges are padded differently
     torch.testing.assert_close(actual[inner], expected[inner], rtol=0, atol=1e-3)
 
@@ -422,18 +422,18 @@ def test_large_images_keep_three_quarters_of_their_area_or_more(rng):
 
 def test_only_synthesis_keeps_three_quarters_of_large_images(rng):
     augment = Augment(PLAIN, flip=False)
-    images = torch.rand(1, 3, 48, 48, generator=rng).expand(64, -1, -1, -1)
+    images = torch.rand(1, 3, 80, 80, generator=rng).expand(64, -1, -1, -1)
     spread = [
         (one.warp(images, rng) - images).abs().mean().item() for one in (augment, augment.for_training())
     ]
     assert augment.for_training().large_scale == (0.08, 1.0)
     assert augment.large_scale == (0.75, 1.0)
     assert spread[1] > spread[0]
-    small = torch.rand(4, 3, 32, 32)
+    small = torch.rand(4, 3, 64, 64)
     crops = []
     for one in (augment, augment.for_training()):
         crops.append(one.warp(small, torch.Generator().manual_seed(0)))
-    assert torch.equal(*crops)  # up to 32 pixels both pad and crop
+    assert torch.equal(*crops)  # up to 64 pixels both pad and crop
 
 
 def test_gradients_pass_through_augmentation(rng):

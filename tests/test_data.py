@@ -97,6 +97,9 @@ def test_tiny_imagenet_is_read_as_published_or_sorted_by_class(tmp_path):
         assert (found.classes, found.labels.tolist()) == (["n01", "n02"], [0, 1])
         assert images(found).shape == (2, 3, 64, 64)
         assert images(found)[:, 0, 5, 5].tolist() == [254, 0]
+    # Where a class has images of its own, a folder `images` in it is none of its business.
+    write_image(folder / "train/n01/n01_1.JPEG", (64, 64), "red")
+    assert load_split("tiny_imagenet", "train", tmp_path).labels.tolist() == [0, 1]
     facts = data_facts(Data(dataset="tiny_imagenet", data_root=str(tmp_path)), "test")
     assert (facts.num_classes, facts.img_size) == (2, 64)
     (folder / "val/val_annotations.txt").write_text("nothing\n")

@@ -407,6 +407,16 @@ def test_a_scalar_that_an_older_numpy_wrote_is_read(tmp_path):
     assert checkpoint.read(tmp_path / "old.pth") == {"w": [1.0], "best_acc1": 72.5}
 
 
+def test_no_numpy_kind_but_those_of_numbers_is_read(tmp_path):
+    torch.save({}, tmp_path / "t.pth")
+    with zipfile.ZipFile(tmp_path / "t.pth") as written, zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for entry in written.namelist():
+            objects = pickle.dumps(np.dtype("O"), 2)
+            archive.writestr(entry, objects if entry.endswith("data.pkl") else written.read(entry))
+    with pytest.raises(UserError, match="cannot load"):
+        checkpoint.read(tmp_path / "x.pth")
+
+
 def test_names_as_repdistiller_writes_them():
     assert str(named("wrn_40_2")) == "wrn40_2"
     with pytest.raises(ValueError, match="wrn_40_9"):
@@ -417,9 +427,9 @@ def test_a_student_with_projection_shortcuts_is_distilled_and_scored(cwd):
     torch.save({"state_dict": models.create("resnet8", 10, projection=True).state_dict()}, cwd / "t.pth")
     common = ["--student", "resnet8", "--save_dir", "out"]
     teach = ["--teacher", "resnet8", "--teacher_ckpt", "t.pth", "--student_args", "projection=True"]
-    done = run_script("bsr_main.py", *TINY, *teach, *common, "--img_size", 32, cwd=cwd)
+    done = run_here("bsr_main.py", *TINY, *teach, *common, "--img_size", 32, cwd=cwd)
     assert done.returncode == 0, done.stderr
-    scored = run_script("bsr_main.py", "--dataset", "digits", "--evaluate_only", *common, cwd=cwd)
+    scored = run_here("bsr_main.py", "--dataset", "digits", "--evaluate_only", *common, cwd=cwd)
     assert scored.returncode == 0, scored.stderr
     assert "of 360 right" in scored.stdout
     assert any(".downsample." in key for key in datafree.load_student(cwd / "out/student.pth").state_dict())

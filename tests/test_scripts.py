@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -127,12 +128,16 @@ def test_the_student_of_the_best_epoch_is_kept_and_called_what_it_is(digits_run)
     trained = [row for row in rows if row["loss_kd"] is not None]
     assert rows[best["best_epoch"]] in trained  # the warm-up leaves the student as it was
     assert summary["best_top1_chosen_on_test_data"] == max(row["test_top1"] for row in trained)
-    done = run_script("scripts/export.py", "out", "--best", "--format", "torch_export", cwd=cwd)
+    done = run_here("scripts/export.py", "out", "--best", "--format", "torch_export", cwd=cwd)
     assert done.returncode == 0, done.stderr
     card = (out / "export_best/model_card_torch_export.md").read_text()
     assert "which was chosen on these test data" in card
     assert f"{summary['best_top1_chosen_on_test_data']:.2f} % in epoch {best['best_epoch'] + 1}" in card
-    scored = run_script(
+    content = {**best, "best_epoch": best["best_epoch"] + 1}  # as a run with other roundings may leave it
+    shutil.copytree(out, cwd / "other")
+    torch.save(content, cwd / "other/student_best.pth")
+    assert_refused(run_here("scripts/export.py", "other", "--best", cwd=cwd), "not of the best epoch")
+    scored = run_here(
         *f"bsr_main.py --dataset digits --student {STUDENT} --evaluate_only --resume".split(),
         out / "student_best.pth",
         cwd=cwd,

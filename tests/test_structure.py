@@ -129,7 +129,7 @@ def test_flags_and_keyword_arguments_follow_from_the_settings():
     parameters = inspect.signature(datafree.distill).parameters
     assert list(parameters)[-len(LIBRARY) :] == list(LIBRARY)
     assert parameters["oh_step"].default == 0.1
-    assert {"oh_step", "student_args", "images"} <= set(TABLE)
+    assert {"oh_step", "student_args", "transfer_set"} <= set(TABLE)
     assert not {"save_dir", "seed", "device"} & set(TABLE)
 
 

@@ -70,21 +70,19 @@ def test_a_teacher_killed_five_times_ends_bit_for_bit_as_one_that_was_not(cwd):
         (folder / "net.py").write_text(NET)
     done = run_script("train_scratch.py", *TRAIN, "--epochs", 20, cwd=whole)
     assert done.returncode == 0, done.stderr
-    rows = metrics(whole / "t.training")
+    rows = metrics(whole / "t.pth.training")
     assert [rows[epoch]["lr"] for epoch in (8, 9, 14)] == pytest.approx([0.05, 0.005, 0.0005])
     figures = json.loads((whole / "t.json").read_text())
     assert figures["test_top1"] == rows[-1]["test_top1"] > 80
 
-    rng, training = random.Random(0), broken / "t.training"
+    rng, training = random.Random(0), broken / "t.pth.training"
     for epoch in (2, 6, 9, 13, 16):
         more = ["--resume"] if epoch > 2 else []
         delay = rng.uniform(0, 0.2)
         flags = [*TRAIN, "--epochs", 20, *more]
         kill_when(training, epoch, "train_scratch.py", *flags, cwd=broken, delay=delay)
         assert not (broken / "t.pth").exists()
-    scored = run_here(
-        "train_scratch.py", *TRAIN, "--evaluate_only", "--resume", training / "checkpoint.pth", cwd=broken
-    )
+    scored = run_here("train_scratch.py", *TRAIN, "--evaluate_only", "--resume", cwd=broken)
     assert "of 360 right" in scored.stdout, scored.stderr
     other = run_here("train_scratch.py", *TRAIN, "--epochs", 20, "--wd", "0.1", "--resume", cwd=broken)
     assert_refused(other, "weight_decay was 0.0001 and is 0.1")
@@ -97,6 +95,9 @@ def test_a_teacher_killed_five_times_ends_bit_for_bit_as_one_that_was_not(cwd):
 
     assert_refused(run_here("train_scratch.py", *TRAIN, "--resume", cwd=broken), "trained to its end")
     assert_refused(run_here("train_scratch.py", *TRAIN, cwd=broken), "replace it with --overwrite")
+    assert_refused(
+        run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--resume", cwd=broken), "nothing to continue"
+    )
     scored = run_here("train_scratch.py", *TRAIN, "--evaluate_only", cwd=broken)
     assert f"{figures['test_top1']:.2f} %" in scored.stdout
     assert not torch.load(broken / "t.pth", weights_only=True).keys() & {"distiller", "identity"}
@@ -116,14 +117,15 @@ def test_two_processes_train_one_network_and_continue_exactly(cwd):
     assert whole.returncode == 0, errors
     assert "of 360 right" in out
     assert out.count("epoch 10/10") == 1
-    assert json.loads((cwd / "whole.training/training.json").read_text())["processes"] == 2
+    assert json.loads((cwd / "whole.pth.training/training.json").read_text())["processes"] == 2
     broken = torchrun("--epochs", 10)
-    while broken.poll() is None and soak.epochs_done(cwd / "t.training") < 3:
+    while broken.poll() is None and soak.epochs_done(cwd / "t.pth.training") < 3:
         time.sleep(0.002)
     broken.terminate()
     _, errors = broken.communicate(timeout=60)
     assert "continue with: torchrun --nproc_per_node 2" in errors
-    assert soak.epochs_done(cwd / "t.training") < 10
+    assert 'train_scratch.py", line' not in errors  # no process ends in a traceback of its own
+    assert soak.epochs_done(cwd / "t.pth.training") < 10
     resumed = torchrun("--epochs", 10, "--resume")
     _, errors = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, errors
@@ -184,9 +186,9 @@ def test_half_precision_trains_too(cwd):
         done = run_here("train_scratch.py", *flags, cwd=cwd)
         assert done.returncode == 0, done.stderr
         assert "step 40: loss" in done.stdout
-        rows = metrics(cwd / "t.training")
+        rows = metrics(cwd / "t.pth.training")
         assert rows[-1]["test_top1"] > 50
-        assert json.loads((cwd / "t.training/training.json").read_text())["amp"] == more[-1].removeprefix(
+        assert json.loads((cwd / "t.pth.training/training.json").read_text())["amp"] == more[-1].removeprefix(
             "--"
         )
     assert_refused(run_here("train_scratch.py", *TRAIN, "--amp", "bf16", "--fp16", cwd=cwd), "contradict")
@@ -197,5 +199,28 @@ def test_a_teacher_is_not_written_over_what_is_not_a_trainings(cwd):
     for output in ("t.json", "config.pth"):
         refused = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--output", output, cwd=cwd)
         assert_refused(refused, "is for the accuracy, and would be replaced")
+    done = run_here("train_scratch.py", *TRAIN, "--epochs", 0, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    other = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--output", "t.pt", cwd=cwd)
+    assert_refused(other, "t.json is for the accuracy")
     assert (cwd / "config.json").read_text() == "{}"
     assert not (cwd / "config.pth").exists()
+
+
+def test_a_training_that_ends_before_an_epoch_is_not_called_finished(cwd):
+    assert run_here("train_scratch.py", *TRAIN, "--epochs", 1, cwd=cwd).returncode == 0
+    before = (cwd / "t.pth").read_bytes()
+    diverges = [*TRAIN, "--epochs", 2, "--lr", "1e18"]
+    assert_refused(run_here("train_scratch.py", *diverges, "--overwrite", cwd=cwd), "try a lower --lr")
+    assert_refused(run_here("train_scratch.py", *diverges, "--resume", cwd=cwd), "no epoch was finished")
+    assert (cwd / "t.pth").read_bytes() == before
+    done = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--overwrite", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert not (cwd / "t.pth.training/metrics.jsonl").exists()  # which told of another training
+
+
+def test_the_teacher_of_a_run_with_real_images_may_move(cwd):
+    assert run_here("vanilla_kd.py", *KD, "--epochs", 1, cwd=cwd).returncode == 0
+    (cwd / "teacher.pth").rename(cwd / "moved.pth")
+    moved = [*KD, "--epochs", 1, "--teacher_ckpt", cwd / "moved.pth", "--resume"]
+    assert run_here("vanilla_kd.py", *moved, cwd=cwd).returncode == 0

@@ -140,7 +140,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except Stopped as stopped:
         sys.stdout.flush()
-        print(f"{prog}: {' '.join(str(stopped).split())}", file=sys.stderr)
+        if str(stopped):  # one of several processes tells
+            print(f"{prog}: {' '.join(str(stopped).split())}", file=sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # the reader of our output went away: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,8 +55,9 @@ def image_classes(folder: Path) -> list[str]:
         UserError: there are fewer than two.
     """
     if (folder / ANNOTATIONS).is_file():
-        return sorted({name for name, _ in _annotated(folder)})
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        classes = sorted({name for name, _ in _annotated(folder)})
+    else:
+        classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         raise UserError(
             f"{folder} has {len(classes)} class folders: put one folder of images per class there, 2 or more"
@@ -65,10 +66,10 @@ def image_classes(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Of a class: in its folder, or in a folder `images` in that, as Tiny ImageNet has it."""
+    """Of a class: in its folder or, if there are none, in `images` in that, as Tiny ImageNet has it."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
     inner = folder / "images"
-    folder = inner if inner.is_dir() else folder
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+    return _image_files(inner) if not found and inner.is_dir() else found
 
 
 def _annotated(folder: Path) -> list[tuple[str, Path]]:

@@ -76,6 +76,8 @@ class Distillation:
             try:
                 run_epochs(distiller, progress.epoch, s.epochs, writer)
             except Stopped as stopped:
+                if not processes.first:
+                    raise
                 how = how_to_continue(self.folder, s.resume, processes)
                 raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
         distiller.kd.leave()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from datafree.errors import UserError
+from datafree.errors import Stopped, UserError
 from datafree.runs.files import STUDENT_BEST
 from datafree.runs.folder import RunFolder
 from datafree.runs.interrupts import Interrupts
@@ -102,7 +102,7 @@ def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWrit
         writer: of the first process; None in the others.
 
     Raises:
-        Stopped: by a signal.
+        Stopped: by a signal; of several processes the first one tells.
         UserError: a loss is no longer finite, or the disk takes no more.
     """
     processes = trained.processes
@@ -121,10 +121,10 @@ def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWrit
                 if writer:
                     writer.write(row, state)
                 received = interrupts.received if epoch + 1 < epochs else None
-                if processes.first_says(received is not None):
-                    if writer:
-                        interrupts.check()
-                    return
+                received = processes.first_says(received)
+                if received is not None:
+                    interrupts.check()
+                    raise Stopped("", 128 + received)
         except Exception:
             if writer:
                 writer.save_what_is_left()

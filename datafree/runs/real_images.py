@@ -23,7 +23,8 @@ from datafree.networks.names import parse_arguments
 from datafree.networks.portable import describe
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
 from datafree.runs.environment import environment
-from datafree.runs.files import CHECKPOINT, CONFIG, SUMMARY, TRAINING
+from datafree.runs.files import CHECKPOINT, CONFIG, METRICS, SUMMARY, TRAINING
+from datafree.runs.folder import RunFolder
 from datafree.runs.training import Forward, Trainer, TrainingRun
 from datafree.settings import KDSettings, TrainSettings
 from datafree.torch_utils import checkpoint
@@ -33,7 +34,7 @@ from datafree.torch_utils.state import fingerprint
 
 def training_folder(output: Path) -> Path:
     """Where a training says how far it has come: beside the checkpoint that it is to write."""
-    return output.with_name(f"{output.stem}.training")
+    return output.with_name(f"{output.name}.training")
 
 
 def train(settings: TrainSettings, output: Path) -> None:
@@ -47,7 +48,7 @@ def train(settings: TrainSettings, output: Path) -> None:
     """
     s = settings
     folder = training_folder(output)
-    _refuse_output(s, output, folder / CHECKPOINT)
+    _refuse_output(s, output, folder)
     run = TrainingRun(s, folder, "--output")
     facts = data_facts(s, "train")
     train_images, test_images = (
@@ -73,12 +74,18 @@ def train(settings: TrainSettings, output: Path) -> None:
     if s.epochs:
         trainer = Trainer(network, criterion, train_images, facts, score, s, run.device, run.processes)
         run.train(trainer, facts, TRAINING, {})
+    elif folder.exists() and run.processes.first:  # what it tells is of another training
+        RunFolder(folder, overwrite=True, lock=run.lock)
     if not run.processes.first:
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error}): name another --output") from error
     scores = score(network)
     checkpoint.save(describe(network, s.model, s.model_args, source, facts), output)
     figures = {
+        "checkpoint": output.name,
         "model": str(s.model),
         "model_args": s.model_args,
         "dataset": s.dataset,
@@ -93,28 +100,34 @@ def train(settings: TrainSettings, output: Path) -> None:
     print(f"{s.model} on {s.dataset}, last epoch: {scores}; written to {output}")
 
 
-def _refuse_output(settings: TrainSettings, output: Path, own: Path) -> None:
+def _refuse_output(settings: TrainSettings, output: Path, folder: Path) -> None:
     """Raises:
     UserError: there is something else, and what is asked for would replace it or leave it as it is.
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file with --output")
     figures = output.with_suffix(".json")
-    if figures == output or (figures.exists() and not _is_own(figures)):
+    if figures == output or (figures.exists() and not _is_of(figures, output)):
         raise UserError(f"{figures} is for the accuracy, and would be replaced: name another --output")
-    going_on = settings.resume is not None and (
-        settings.resume or own.exists() or checkpoint.previous(own).exists()
-    )
-    if output.exists() and settings.resume is not None and not going_on:
+    if settings.resume is not None and not settings.epochs:
+        raise UserError("--epochs 0 leaves nothing to continue: leave out --resume")
+    own = folder / CHECKPOINT
+    begun = settings.resume is not None and (own.exists() or checkpoint.previous(own).exists())
+    if not output.exists() or settings.overwrite or begun:
+        return
+    metrics = folder / METRICS
+    if settings.resume != "":
+        raise UserError(f"{output} is there: replace it with --overwrite, or name another --output")
+    if metrics.exists() and metrics.stat().st_size:
         raise UserError(f"{output} is trained to its end: there is nothing to continue")
-    if output.exists() and not (settings.overwrite or going_on):
-        raise UserError(f"{output} is there already: replace it with --overwrite, or name another --output")
 
 
-def _is_own(file: Path) -> bool:
-    """Whether a JSON file beside a checkpoint is what a training has written."""
+def _is_of(figures: Path, output: Path) -> bool:
+    """Whether a JSON file is what the training of a checkpoint has written."""
     try:
-        return {"model", "test_top1"} <= json.loads(file.read_text(encoding="utf-8")).keys()
+        content = json.loads(figures.read_text(encoding="utf-8"))
+        named = content.get("checkpoint", output.name)  # an earlier version did not say
+        return {"model", "test_top1"} <= content.keys() and named == output.name
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
@@ -127,8 +140,11 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
         UserError: it cannot be read, or is of another network.
     """
     s = settings
-    run = TrainingRun(replace(s, resume=""), training_folder(output), "--output")
-    file = Path(s.resume) if s.resume else output
+    run = TrainingRun(s, None, "--output")
+    file = Path(s.resume or output)
+    if s.resume == "" and not output.exists():  # of the training that is to be continued
+        own = training_folder(output) / CHECKPOINT
+        file = own if own.exists() else checkpoint.previous(own)
     content = checkpoint.read(file)
     facts = data_facts(s, "test", recorded_facts(content))
     if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
@@ -140,7 +156,8 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
     facts = facts.for_channels(channels)
     checkpoint.load_network(network, state, file, f"{s.model} with {facts.num_classes} classes")
     images = run.load_split(s.dataset, "test", facts.img_size).for_channels(channels)
-    print(f"{s.model} on {s.dataset}: {run.judge(images, facts)(network)}")
+    if run.processes.first:
+        print(f"{s.model} on {s.dataset}: {run.judge(images, facts)(network)}")
 
 
 def distill(settings: KDSettings) -> None:
@@ -172,9 +189,9 @@ def distill(settings: KDSettings) -> None:
 
     score = run.judge(test_images, facts, teacher)
     trainer = Trainer(student, criterion, images, facts, score, s, run.device, run.processes)
-    taught = score(teacher)
-    run.say(f"teacher {s.teacher}: {taught}")
-    run.say(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {run.folder}")
+    if run.processes.first:
+        run.say(f"teacher {s.teacher}: {score(teacher)}")
+    run.say(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {s.save_dir}")
     more = {"method": s.method, "teacher_ckpt": str(file), "teacher_weights": fingerprint(teacher)}
     described = partial(describe, student, s.student, None, None, facts)
     progress = run.train(trainer, facts, CONFIG, more, described)
@@ -185,7 +202,7 @@ def distill(settings: KDSettings) -> None:
     run.run.write_json(
         SUMMARY,
         {
-            "teacher_top1": taught.top1,
+            "teacher_top1": score(teacher).top1,
             "last_top1": last,
             "best_top1_chosen_on_test_data": progress.best_top1,
             "best_epoch": progress.best_epoch,
@@ -207,7 +224,7 @@ def transfer_set(settings: KDSettings, run: TrainingRun, facts: DataFacts) -> Im
     s, name = settings, settings.transfer_set or settings.dataset
     if s.beta and name != s.dataset:
         raise UserError("--beta needs labels of the teacher's classes: leave out --transfer_set, or --beta")
-    if Path(name).is_dir() and name != s.dataset:
+    if name not in SPECS and Path(name).is_dir():
         return load_folder(Path(name), facts.img_size, s.workers)
     if name not in SPECS:
         raise UserError(f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, SPECS)}")

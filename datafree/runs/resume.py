@@ -33,6 +33,7 @@ class Resume:
         epochs: of the run.
         processes: of which the first changes the folder.
         figures: what the metrics of the last epoch must have.
+        flag: names the folder, for error messages.
         lock: of the folder, if it is held already; it is taken where samples are brought from another folder.
     """
 
@@ -44,9 +45,10 @@ class Resume:
         processes: Processes,
         lock: RunLock | None,
         figures: Sequence[str] = FIGURES,
+        flag: str = "--save_dir",
     ):
         self.folder, self.identity, self.epochs = folder, identity, epochs
-        self.processes, self.lock, self.figures = processes, lock, figures
+        self.processes, self.lock, self.figures, self.flag = processes, lock, figures, flag
         self.warnings: list[str] = []
 
     def load(self, trained: Epochs, named: str) -> Progress:
@@ -64,7 +66,7 @@ class Resume:
             path = Path(named)
             begun = any((self.folder / name).exists() for name in (*MARKS, PREVIOUS, SAMPLES))
             if begun and path.resolve().parent != self.folder.resolve():
-                raise UserError(f"{self.folder} holds another run than {path}: choose another --save_dir")
+                raise UserError(f"{self.folder} holds another run than {path}: choose another {self.flag}")
             progress = self._load(trained, path)
             if path.resolve() == checkpoint.previous(own).resolve() and own.exists():
                 self._set_aside(own)  # it is of samples that are no more
@@ -111,9 +113,12 @@ class Resume:
         except UserError as raised:
             error = raised
         found = [one for one in self.processes.collect(error) if one is not None]
-        if found:
-            raise found[0]
-        return cast(T, result)
+        try:
+            if found:
+                raise found[0]
+            return cast(T, result)
+        finally:  # or else the error and this frame hold each other, and with them the lock
+            error, found = None, []
 
     def _read(self, path: Path) -> tuple[dict[str, Any], Progress]:
         content = checkpoint.read(path)

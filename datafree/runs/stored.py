@@ -123,7 +123,20 @@ def student_of(
     Raises:
         UserError: there is none, or it cannot be rebuilt.
     """
-    return load_student(run.path / (STUDENT_BEST if best else STUDENT), source).to(device)
+    file = run.path / (STUDENT_BEST if best else STUDENT)
+    if best:
+        if not file.is_file():
+            raise UserError(
+                f"{run.path} has no {STUDENT_BEST}: the run is of an earlier version; leave out --best"
+            )
+        content = checkpoint.read(file)
+        kept = content.get("best_epoch") if isinstance(content, dict) else None
+        if kept != run.summary.get("best_epoch"):
+            raise UserError(
+                f"{file} is not of the best epoch, as the run was continued with other roundings: leave out "
+                "--best"
+            )
+    return load_student(file, source).to(device)
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ class TrainingRun:
 
     Args:
         settings: of the training.
-        folder: where it says how far it has come.
+        folder: where it says how far it has come; None where nothing is trained.
         flag: names the folder, for error messages.
 
     Raises:
@@ -160,7 +160,7 @@ class TrainingRun:
     """
 
     settings: TrainSettings | KDSettings
-    folder: Path
+    folder: Path | None
     flag: str
     device: torch.device = field(init=False)
     processes: Processes = field(init=False)
@@ -172,6 +172,8 @@ class TrainingRun:
         s = self.settings
         self.device = choose_device(s.device, s.gpu)
         self.processes = Processes.started_by_torchrun(self.device)
+        if self.folder is None:
+            return
         self.processes.require_divisible("--batch_size", s.batch_size)
         if self.processes.first and refuse_existing(
             self.folder, s.resume is not None, s.overwrite, self.flag
@@ -206,7 +208,8 @@ class TrainingRun:
             trainer: runs them.
             facts: of the data.
             config: the file for settings, facts and environment.
-            more: what must be the same, beside the settings, for one training to continue another.
+            more: what must be the same, beside the settings, for one training to continue another; and where
+                the teacher's weights are, which may have moved.
             student: describes the student, for a file of the best epoch's.
 
         Raises:
@@ -215,6 +218,7 @@ class TrainingRun:
             Stopped: by a signal; the text says how to continue.
         """
         s, processes, device = self.settings, self.processes, self.device
+        assert self.folder is not None
         own = {
             **identity(s),
             **facts.as_dict(),
@@ -223,11 +227,12 @@ class TrainingRun:
             "processes": processes.world_size,
             "device_type": device.type,
         }
+        own.pop("teacher_ckpt", None)
         if not processes.first:  # all have built the same, and draw differently (dropout) from here on
             torch.manual_seed(s.seed + processes.rank)
         progress, warnings = Progress(0), []
         if s.resume is not None:
-            resume = Resume(self.folder, own, s.epochs, processes, self.lock)
+            resume = Resume(self.folder, own, s.epochs, processes, self.lock, flag=self.flag)
             progress = resume.load(trainer, s.resume)
             self.lock, warnings = resume.lock, resume.warnings
         if processes.first:
@@ -248,6 +253,8 @@ class TrainingRun:
             try:
                 run_epochs(trainer, progress.epoch, s.epochs, writer)
             except Stopped as stopped:
+                if not processes.first:
+                    raise
                 how = how_to_continue(self.folder, s.resume, processes)
                 raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
         trainer.leave()

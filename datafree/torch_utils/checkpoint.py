@@ -4,18 +4,17 @@ memory than its size allows."""
 from __future__ import annotations
 
 import argparse
-import codecs
 import hashlib
 import io
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,14 +29,6 @@ STATE_NAMES = ("state_dict", "model", "net")  # under which published checkpoint
 SHOWN = 3  # keys or shapes that an error message names
 SEAL = b"\nsha256:"  # at the end of a file, before the digest of all that comes before it
 SEAL_LENGTH = len(SEAL) + hashlib.sha256().digest_size
-# What published checkpoints hold beside tensors, and that is data: an accuracy of NumPy's kind, the flags.
-PLAIN = [
-    argparse.Namespace,
-    codecs.encode,
-    np.dtype,
-    *(getattr(np.dtypes, f"{kind}DType") for kind in ("Float64", "Float32", "Int64")),
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 DTYPES = {
     torch.float64,
     torch.float32,
@@ -50,7 +41,32 @@ DTYPES = {
     torch.uint8,
     torch.bool,
 }
+NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "b1": "?"}  # NumPy's kinds, and struct's
 SPARE_MEMORY = 1 << 30  # bytes that reading a file may take beside a few times its size
+
+
+class _Kind:
+    """Stands for NumPy's dtype where a checkpoint has a NumPy number in it: an accuracy, usually."""
+
+    def __init__(self, code: str, *_: Any):
+        self.format = NUMBERS[code]
+
+    def __setstate__(self, state: tuple) -> None:
+        self.format = {"<": "<", ">": ">", "|": "="}[state[1]] + self.format[-1]
+
+
+def _number(kind: _Kind, data: bytes) -> Any:
+    """Stands for NumPy's constructor of numbers."""
+    return struct.unpack(kind.format, data)[0]
+
+
+# What published checkpoints hold beside tensors, and that is data: numbers of NumPy's kind, a run's flags.
+PLAIN: list[Any] = [
+    argparse.Namespace,
+    (_Kind, "numpy.dtype"),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_Kind, f"numpy.dtypes.{name}DType") for name in ("Float64", "Float32", "Int64")),
+]
 
 
 def save(content: Any, path: Path, keep_previous: bool = False) -> None:
