@@ -267,7 +267,7 @@ def test_octave_draws_the_same_figures(points, tmp_path):
 
 
 def report(folder, *args):
-    done = run_script("show_result/report.py", *args, "--output", folder / "report.html", cwd=folder)
+    done = run_here("show_result/report.py", *args, "--output", folder / "report.html", cwd=folder)
     assert done.returncode == 0, done.stderr
     return (folder / "report.html").read_text()
 
@@ -291,7 +291,7 @@ def test_accuracy_and_agreement_are_shown_beside_each_other(judged_by_both):
     said = Text(report(cwd, "run")).said
     for text, figure in (("student, last epoch", "test_top1"), (AGREEMENT, "agreement")):
         assert said[said.index(text) + 1] == f"{row[figure]:.2f} %"
-    exported = run_script("scripts/export.py", "run", "--format", "safetensors", cwd=cwd)
+    exported = run_here("scripts/export.py", "run", "--format", "safetensors", cwd=cwd)
     assert exported.returncode == 0, exported.stderr
     card = (cwd / "run/export/model_card_safetensors.md").read_text()
     assert f"- Test accuracy on the labelled images in real/any, last epoch: {row['test_top1']:.2f} %" in card
@@ -300,7 +300,7 @@ def test_accuracy_and_agreement_are_shown_beside_each_other(judged_by_both):
 
 def test_agreement_is_left_out_where_there_is_none(runs):
     assert AGREEMENT not in Text(report(runs, "bsr")).said
-    exported = run_script("scripts/export.py", "bsr", "--format", "safetensors", cwd=runs)
+    exported = run_here("scripts/export.py", "bsr", "--format", "safetensors", cwd=runs)
     assert exported.returncode == 0, exported.stderr
     card = (runs / "bsr/export/model_card_safetensors.md").read_text()
     assert "greement" not in card

@@ -129,7 +129,7 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     config = json.loads((cwd / "out/config.json").read_text())
     assert config["judged_by"] == "agreement"
     source = ["--student", student] if ".py:" in student else []
-    exported = run_script("scripts/export.py", "out", *source, cwd=cwd)
+    exported = run_here("scripts/export.py", "out", *source, cwd=cwd)
     assert exported.returncode == 0, exported.stderr
     loaded = student_of(
         read_run(cwd / "out"), torch.device("cpu"), named(f"{cwd}/{student}") if source else None
@@ -157,7 +157,7 @@ def test_other_formats_give_the_same_logits(kind, cwd):
     )
     assert done.returncode == 0, done.stderr
     source = ["--student", "net.py:Digits"]
-    exported = run_script("scripts/export.py", "out", *source, "--format", kind, cwd=cwd)
+    exported = run_here("scripts/export.py", "out", *source, "--format", kind, cwd=cwd)
     assert exported.returncode == 0, exported.stderr
     assert "256 random images: the same class for 100.0 %" in exported.stdout
     images = torch.rand(5, 1, 32, 32)
@@ -193,7 +193,7 @@ def test_the_second_example_of_the_readme(cwd):
         "grey.pth",
         "--student",
         grey,
-        *"--student_args width=12 --epochs 26 --warmup 5 --kd_steps 40 --ep_steps 40".split(),
+        *"--student_args width=12 --epochs 18 --warmup 4 --kd_steps 40 --ep_steps 40".split(),
         *"--batch_size 64 --g_steps 5 --device cpu --save_dir out".split(),
         cwd=cwd,
     )
@@ -286,7 +286,7 @@ def test_a_student_of_a_file_is_not_run_unasked(cwd):
         cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
-    shown = run_script("show_result/report.py", "out", cwd=cwd)
+    shown = run_here("show_result/report.py", "out", cwd=cwd)
     assert shown.returncode == 0, shown.stderr
     assert "<b>This is not accuracy.</b>" in (cwd / "report.html").read_text()
     assert "bsr, agreement" in run_script("scripts/table.py", "out", cwd=cwd).stdout
