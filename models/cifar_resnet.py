@@ -7,6 +7,7 @@ as wide.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -97,38 +98,19 @@ def arguments_of(name: str, keys: Iterable[str]) -> dict[str, bool]:
     return {"projection": True} if projection else {}
 
 
-def _narrow(depth: int, num_classes: int, projection: bool) -> CifarResNet:
+def _narrow(depth: int, num_classes: int, projection: bool = False) -> CifarResNet:
     if projection:
         return ProjectionResNet(depth, (16, 16, 32, 64), num_classes)
     return OptionAResNet(depth, num_classes)
 
 
-def resnet8(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(8, num_classes, projection)
-
-
-def resnet14(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(14, num_classes, projection)
-
-
-def resnet20(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(20, num_classes, projection)
-
-
-def resnet32(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(32, num_classes, projection)
-
-
-def resnet44(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(44, num_classes, projection)
-
-
-def resnet56(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(56, num_classes, projection)
-
-
-def resnet110(num_classes: int, projection: bool = False) -> CifarResNet:
-    return _narrow(110, num_classes, projection)
+resnet8 = partial(_narrow, 8)
+resnet14 = partial(_narrow, 14)
+resnet20 = partial(_narrow, 20)
+resnet32 = partial(_narrow, 32)
+resnet44 = partial(_narrow, 44)
+resnet56 = partial(_narrow, 56)
+resnet110 = partial(_narrow, 110)
 
 
 def resnet8x4(num_classes: int) -> ProjectionResNet:

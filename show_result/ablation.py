@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
+from datafree.runs.read import COMPONENTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).resolve().parent
 ORDER = ("Basic", "BLG", "DLW", "IHO", "DLW+BLG", "DLW+IHO", "BLG+IHO", "BSR")  # the paper's variants
-WORDS = {"dlw", "blg", "iho", "basic", "none", "bsr", "omz8"}  # in tags; the published ones say omz8 for BSR
+WORDS = {*COMPONENTS, "basic", "none", "bsr", "omz8"}  # in tags; the published ones say omz8 for BSR
 COLUMNS = 4  # panels beside each other at most
 
 
@@ -46,15 +47,19 @@ def build_parser() -> cli.Parser:
     return parser
 
 
+def variant_of(on: Iterable[str]) -> str:
+    """The paper's name for the components that are on, in the order of `COMPONENTS`."""
+    names = [name.upper() for name in on]
+    return "BSR" if len(names) == len(COMPONENTS) else "+".join(names) or "Basic"
+
+
 def place_of(tag: str) -> tuple[str, int]:
     """What a tag says beside the variant, and the place of the variant in the paper's order, behind all where
     it names none."""
     words = re.split(r"[-+_]", tag.lower())
-    on = [name for name in ("DLW", "BLG", "IHO") if name.lower() in words]
-    if on:
-        variant = "BSR" if len(on) == 3 else "+".join(on)
-    elif "basic" in words or "none" in words:
-        variant = "Basic"
+    on = [name for name in COMPONENTS if name in words]
+    if on or "basic" in words or "none" in words:
+        variant = variant_of(on)
     else:
         variant = "BSR" if "bsr" in words or "omz8" in words else ""
     rest = "-".join(word for word in words if word not in WORDS)

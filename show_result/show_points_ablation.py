@@ -20,14 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.kinds import COUNT, COUNT_OR_NONE, choice
+from datafree.methods import METHODS
+from datafree.runs.read import COMPONENTS, find_runs, read_run
 from datafree.settings import NETWORK
-from show_result.ablation import ordered
+from show_result.ablation import ordered, variant_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 FOLDER = Path(__file__).resolve().parent / "ablation_points"
-COMPONENTS = ("dlw", "blg", "iho")
 ITERATIONS = 750  # of openTSNE: 250 of early exaggeration, 500 after it
 
 
@@ -120,15 +121,11 @@ def finished_runs(root: Path) -> dict[str, Path]:
     Raises:
         UserError: there is none.
     """
-    from datafree.methods import METHODS
-    from datafree.runs.read import find_runs
-
     for folder in (root / "run/ablation", root / "run"):
         runs = find_runs([folder])[0] if any(folder.glob("**/config.json")) else []
         runs = [run for run in runs if run.stores and run.config["method"] in METHODS]
         if runs:
-            on = [[name.upper() for name in COMPONENTS if run.config[name]] for run in runs]
-            variants = ["BSR" if len(names) == 3 else "+".join(names) or "Basic" for names in on]
+            variants = [variant_of(name for name in COMPONENTS if run.config[name]) for run in runs]
             unique = len(set(variants)) == len(runs)
             found = {
                 variant if unique else run.path.resolve().name: run.path
@@ -159,7 +156,6 @@ def run() -> None:
     import torch
     from tqdm import tqdm
 
-    from datafree.runs.read import read_run
     from datafree.runs.stored import network_features, read_samples, student_of
     from datafree.torch_utils.device import choose_device
 

@@ -10,6 +10,7 @@ class Measure(NamedTuple):
 
     heading: str  # of a column
     words: str  # where there is room
+    pattern: str = "{:.2f}"  # of a figure
 
 
 PROTOCOL = {  # of `Run.figures`, what is told beside the last epoch's accuracy
@@ -20,8 +21,8 @@ PROTOCOL = {  # of `Run.figures`, what is told beside the last epoch's accuracy
     "last_test_agreement": Measure("agreement", "agreement with the teacher on test images"),
 }
 COST = {
-    "images_made": Measure("made", "images made"),
-    "images_stored": Measure("stored", "images stored at the end"),
+    "images_made": Measure("made", "images made", "{:,.0f}"),
+    "images_stored": Measure("stored", "images stored at the end", "{:,.0f}"),
     "hours_synthesis": Measure("hours, synthesis", "hours of synthesis"),
     "hours": Measure("hours", "hours in all"),
 }

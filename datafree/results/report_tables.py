@@ -10,7 +10,6 @@ from typing import Any
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.shown import Shown
 
-COST_PATTERNS = {name: "{:,}" if name.startswith("images") else "{:.2f}" for name in COST}
 Cell = Callable[[Shown], str]  # what a run's column has in a row
 
 
@@ -26,7 +25,7 @@ def summary_table(shown: Sequence[Shown]) -> str:
     rows += [
         ("epochs", lambda one: f"{len(one.run.metrics)} of {one.run.config['epochs']}"),
         *((measure.words, _last(name, "{:.3f}")) for name, measure in BALANCE.items()),
-        *((measure.words, _figures(name, COST_PATTERNS[name])) for name, measure in COST.items()),
+        *((measure.words, _figures(name, measure.pattern)) for name, measure in COST.items()),
         ("device", lambda one: str(one.run.config.get("device"))),
     ]
     lines = (_line(text, map(cell, shown)) for text, cell in rows)

@@ -179,7 +179,10 @@ def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -
                 published.text(row.runs[0]),
                 *(spread(row.values(name)) for name in PROTOCOL),
                 *(spread(row.values(name), 3) for name in BALANCE),
-                *(_mean(row.values(name), name) for name in COST),
+                *(
+                    measure.pattern.format(mean(values)) if (values := row.values(name)) else "-"
+                    for name, measure in COST.items()
+                ),
             ]
         )
     return Table(
@@ -187,13 +190,6 @@ def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -
         headings,
         lines,
     )
-
-
-def _mean(values: Sequence[float], name: str) -> str:
-    """Of images or hours over seeds."""
-    if not values:
-        return "-"
-    return f"{mean(values):,.0f}" if name.startswith("images") else f"{mean(values):.2f}"
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -13,7 +13,6 @@ import torch
 from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
 from datafree.distiller import Distiller
-from datafree.errors import Stopped
 from datafree.methods import METHODS
 from datafree.networks.portable import describe
 from datafree.runs.contact_sheet import export_repository
@@ -23,7 +22,7 @@ from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import EpochWriter, run_epochs
 from datafree.runs.progress import BALANCE, FIGURES, DistillationBar, Progress, balance_text
-from datafree.runs.resume import Resume, how_to_continue
+from datafree.runs.resume import Resume
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.session import Session
 from datafree.settings import as_dict, identity
@@ -73,13 +72,7 @@ class Distillation:
                 writer = EpochWriter(
                     session.run, bar, progress, s.epochs, facts, s.save_every, sheet, self._described
                 )
-            try:
-                run_epochs(distiller, progress.epoch, s.epochs, writer)
-            except Stopped as stopped:
-                if not processes.first:
-                    raise
-                how = how_to_continue(self.folder, s.resume, processes)
-                raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
+            run_epochs(distiller, progress.epoch, s.epochs, writer, s.resume)
         distiller.kd.leave()
         if session.run:
             self._finish(session.run, progress)

@@ -14,7 +14,7 @@ from torch import Tensor
 from datafree.errors import Stopped, UserError
 from datafree.runs.files import STUDENT_BEST
 from datafree.runs.folder import RunFolder
-from datafree.runs.interrupts import Interrupts
+from datafree.runs.interrupts import Interrupts, how_to_continue
 from datafree.runs.progress import Progress, ProgressBar
 from datafree.synthesis.base import OnStep
 from datafree.torch_utils.processes import Processes
@@ -92,7 +92,9 @@ class EpochWriter:
                 self.run.save_checkpoint(self._unsaved)
 
 
-def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWriter | None) -> None:
+def run_epochs(
+    trained: Epochs, first_epoch: int, epochs: int, writer: EpochWriter | None, named: str | None
+) -> None:
     """All epochs from `first_epoch` on. If they are stopped, the state after the last whole epoch is saved.
 
     Args:
@@ -100,9 +102,10 @@ def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWrit
         first_epoch: counted from 0.
         epochs: of the run.
         writer: of the first process; None in the others.
+        named: the checkpoint that the run was continued from, if one was named.
 
     Raises:
-        Stopped: by a signal; of several processes the first one tells.
+        Stopped: by a signal; the text, which the first process has, says how to continue.
         UserError: a loss is no longer finite, or the disk takes no more.
     """
     processes = trained.processes
@@ -125,7 +128,11 @@ def run_epochs(trained: Epochs, first_epoch: int, epochs: int, writer: EpochWrit
                 if received is not None:
                     interrupts.check()
                     raise Stopped("", 128 + received)
-        except Exception:
-            if writer:
-                writer.save_what_is_left()
-            raise
+        except Exception as error:
+            if not writer:
+                raise
+            writer.save_what_is_left()
+            if not isinstance(error, Stopped):
+                raise
+            how = how_to_continue(writer.run.path, named, processes.world_size)
+            raise Stopped(f"{error}; {how}", error.status) from error

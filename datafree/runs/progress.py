@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -68,7 +69,7 @@ def balance_text(row: dict[str, Any]) -> str:
     )
 
 
-class ProgressBar:
+class ProgressBar(ABC):
     """A bar over the steps of a run, and a line an epoch. The bar is quiet when not on a terminal.
 
     Args:
@@ -100,9 +101,9 @@ class ProgressBar:
         if self.print_freq and self.steps % self.print_freq == 0:
             self.say(f"  step {self.steps}: loss {loss.item():.4f}")
 
+    @abstractmethod
     def epoch(self, row: dict[str, Any]) -> None:
         """Show the line of metrics of an epoch."""
-        raise NotImplementedError
 
 
 class DistillationBar(ProgressBar):

@@ -25,6 +25,7 @@ from datafree.networks.teacher import load_teacher, other_classes, read_teacher
 from datafree.runs.environment import environment
 from datafree.runs.files import CHECKPOINT, CONFIG, METRICS, SUMMARY, TRAINING
 from datafree.runs.folder import RunFolder
+from datafree.runs.resume import state_of
 from datafree.runs.training import Forward, Trainer, TrainingRun
 from datafree.settings import KDSettings, TrainSettings
 from datafree.torch_utils import checkpoint
@@ -147,9 +148,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
         file = own if own.exists() else checkpoint.previous(own)
     content = checkpoint.read(file)
     facts = data_facts(s, "test", recorded_facts(content))
-    if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
-        content = {"state_dict": content["distiller"].get("network")}
-    state = checkpoint.state_dict_of(content, file)
+    state = state_of(content, file)
     arguments = {**arguments_of(s.model, state), **parse_arguments(s.model_args, "--model_args")}
     network = build(s.model, "--model", facts.num_classes, None, arguments).to(run.device)
     channels, _ = probe_input(network.eval(), None, facts.img_size, run.device)
@@ -224,8 +223,8 @@ def transfer_set(settings: KDSettings, run: TrainingRun, facts: DataFacts) -> Im
     s, name = settings, settings.transfer_set or settings.dataset
     if s.beta and name != s.dataset:
         raise UserError("--beta needs labels of the teacher's classes: leave out --transfer_set, or --beta")
-    if name not in SPECS and Path(name).is_dir():
+    if name in SPECS:
+        return run.load_split(name, "train", facts.img_size)
+    if Path(name).is_dir():
         return load_folder(Path(name), facts.img_size, s.workers)
-    if name not in SPECS:
-        raise UserError(f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, SPECS)}")
-    return run.load_split(name, "train", facts.img_size)
+    raise UserError(f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, SPECS)}")

@@ -3,13 +3,13 @@ all."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+from torch import Tensor
 
 from datafree.errors import Damaged, UserError
 from datafree.runs.files import ASIDE, CHECKPOINT, MARKS, PREVIOUS, SAMPLES, STUDENT_BEST
@@ -171,30 +171,17 @@ def _no_checkpoint(path: Path) -> Damaged:
     )
 
 
-def how_to_continue(folder: Path, named: str | None, processes: Processes) -> str:
-    """What to say of a run in a folder that was stopped.
+def state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict of the network that is trained, in a run's checkpoint or any other.
 
     Args:
-        folder: of the run.
-        named: the checkpoint that it was continued from, if one was named.
-        processes: of the run.
+        content: of the checkpoint.
+        path: where it is from, for the error message.
+
+    Raises:
+        UserError: there is none.
     """
-    own = folder / CHECKPOINT
-    if not own.exists() and not checkpoint.previous(own).exists():
-        return "no epoch was finished here: start again, with --overwrite if without --resume"
-    words: list[str] = []
-    dropped = False
-    for word in sys.argv:  # flags may be cut short, and have True behind them
-        if dropped and word in ("True", "False"):
-            continue
-        dropped = word.startswith(("--ov", "--resu"))
-        words += [] if dropped else [word]
-    if named in words:
-        words.remove(named)
-    count = processes.world_size
-    start = [] if count == 1 else ["torchrun", "--nproc_per_node", str(count)]
-    if words[0].endswith(".py"):
-        start = start or ["python"]
-    elif start:  # an installed command
-        start.append("--no-python")
-    return f"continue with: {shlex.join([*start, *words, '--resume'])}"
+    if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
+        state = content["distiller"]
+        content = {"state_dict": state.get("student", state.get("network"))}
+    return checkpoint.state_dict_of(content, path)

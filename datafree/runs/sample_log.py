@@ -43,9 +43,7 @@ class SampleLog:
     ):
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
-        self._file: BinaryIO | None = (
-            None  # once something is written; no other file has its number meanwhile
-        )
+        self._file: BinaryIO | None = None  # open while it is written to: no other file has its number then
         self.record = np.dtype(
             [
                 ("image", np.uint8, image_shape),

@@ -23,6 +23,7 @@ from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
 from datafree.runs.files import STUDENT
 from datafree.runs.folder import RunFolder, require_tensorboard
 from datafree.runs.lock import RunLock, refuse_existing
+from datafree.runs.resume import state_of
 from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.device import choose_device
@@ -116,16 +117,15 @@ class Session:
     @cached_property
     def test_images(self) -> ImageSet:
         s = self.settings
-        if not self.processes.first:
-            self.processes.wait()  # until the first has downloaded what is to be
-        if s.eval_folder:
-            images = load_labelled(
-                Path(s.eval_folder), self.facts.img_size, self.facts.num_classes, s.workers
-            )
-        else:
-            images = load_split(s.dataset, "test", s.data_root, self.facts.img_size, s.download, s.workers)
-        if self.processes.first:
-            self.processes.wait()
+        with self.processes.first_goes_ahead():
+            if s.eval_folder:
+                images = load_labelled(
+                    Path(s.eval_folder), self.facts.img_size, self.facts.num_classes, s.workers
+                )
+            else:
+                images = load_split(
+                    s.dataset, "test", s.data_root, self.facts.img_size, s.download, s.workers
+                )
         return images.for_channels(self.facts.channels)
 
     @cached_property
@@ -146,10 +146,8 @@ class Session:
         return Path(self.settings.resume) if self.settings.resume else self.folder / STUDENT
 
     def _student_state(self) -> dict[str, torch.Tensor]:
-        content = checkpoint.read(self._student_file())
-        if isinstance(content, dict) and isinstance(content.get("distiller"), dict):
-            content = {"state_dict": content["distiller"].get("student")}
-        return checkpoint.state_dict_of(content, self._student_file())
+        file = self._student_file()
+        return state_of(checkpoint.read(file), file)
 
     def _facts_of_student(self) -> DataFacts:
         """What a student's checkpoint tells of its images."""

@@ -18,20 +18,21 @@ from datafree.data.facts import DataFacts
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
-from datafree.errors import Stopped, UserError
+from datafree.errors import UserError
 from datafree.evaluation import Evaluation, Judge
 from datafree.runs.environment import environment
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, refuse_existing
 from datafree.runs.loop import EpochWriter, run_epochs
 from datafree.runs.progress import Progress, TrainingBar
-from datafree.runs.resume import Resume, how_to_continue
+from datafree.runs.resume import Resume
 from datafree.settings import KDSettings, TrainSettings, as_dict, identity
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils.device import choose_device
 from datafree.torch_utils.processes import Processes
 from datafree.torch_utils.sgd import SGDTrainer
 from datafree.torch_utils.state import require_like
+from datafree.torch_utils.streams import global_state, set_global_state
 
 Forward = Callable[[Tensor], Tensor]  # inputs to logits
 Criterion = Callable[[Forward, Tensor, Tensor], Tensor]  # of the trained network, inputs and labels to a loss
@@ -126,10 +127,7 @@ class Trainer(SGDTrainer):
 
     def _streams(self) -> dict[str, Tensor]:
         """The states of what this process draws from."""
-        own = {"images": self.rng.get_state(), "global": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            own["global_cuda"] = torch.cuda.get_rng_state(self.device)
-        return own
+        return {"images": self.rng.get_state(), **global_state(self.device)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the trainer that gave `state`.
@@ -141,9 +139,7 @@ class Trainer(SGDTrainer):
         require_like(own, self._streams(), "streams")
         super().load_state_dict(state)
         self.rng.set_state(own["images"])
-        torch.set_rng_state(own["global"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(own["global_cuda"], self.device)
+        set_global_state(own, self.device)
 
 
 @dataclass
@@ -181,14 +177,10 @@ class TrainingRun:
             self.lock = RunLock(self.folder, self.flag)
 
     def load_split(self, dataset: str, split: str, img_size: int) -> ImageSet:
-        """The images of a split. The first process, which may have to fetch them, goes before the others."""
+        """The images of a split."""
         s = self.settings
-        if not self.processes.first:
-            self.processes.wait()
-        images = load_split(dataset, split, s.data_root, img_size, s.download, s.workers)
-        if self.processes.first:
-            self.processes.wait()
-        return images
+        with self.processes.first_goes_ahead():
+            return load_split(dataset, split, s.data_root, img_size, s.download, s.workers)
 
     def judge(self, images: ImageSet, facts: DataFacts, teacher: nn.Module | None = None) -> Judge:
         """What scores networks on images, and by their agreement with a teacher."""
@@ -250,13 +242,7 @@ class TrainingRun:
             if self.run:
                 known = {"identity": own, "facts": facts.as_dict()}
                 writer = EpochWriter(self.run, bar, progress, s.epochs, known, student=student)
-            try:
-                run_epochs(trainer, progress.epoch, s.epochs, writer)
-            except Stopped as stopped:
-                if not processes.first:
-                    raise
-                how = how_to_continue(self.folder, s.resume, processes)
-                raise Stopped(f"{stopped}; {how}", stopped.status) from stopped
+            run_epochs(trainer, progress.epoch, s.epochs, writer, s.resume)
         trainer.leave()
         return progress
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,15 @@ class Processes:
         """Return when all have come this far."""
         if self.world_size > 1:
             dist.barrier()
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """The first process runs the block before the others do: it may have to fetch something for all."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
 
     def first_says(self, value: Any) -> Any:
         """What the first process gives, in all of them; plain data or tensors on the CPU."""

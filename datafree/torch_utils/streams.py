@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 class RandomStreams:
@@ -32,18 +34,28 @@ class RandomStreams:
 
     def state_dict(self) -> dict:
         """States of the streams, and of torch's global generators (dropout in a student draws there)."""
-        state = {name: getattr(self, name).get_state() for name in self.NAMES}
-        state["global"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            state["global_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        own = {name: getattr(self, name).get_state() for name in self.NAMES}
+        return {**own, **global_state(self.device)}
 
     def load_state_dict(self, state: dict) -> None:
         for name in self.NAMES:
             getattr(self, name).set_state(state[name])
-        torch.set_rng_state(state["global"])
-        if self.device.type == "cuda" and "global_cuda" in state:
-            torch.cuda.set_rng_state(state["global_cuda"], self.device)
+        set_global_state(state, self.device)
+
+
+def global_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's global generators, from which dropout draws."""
+    state = {"global": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["global_cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put torch's global generators into the states that `global_state` gave."""
+    torch.set_rng_state(state["global"])
+    if device.type == "cuda" and "global_cuda" in state:
+        torch.cuda.set_rng_state(state["global_cuda"], device)
 
 
 def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
