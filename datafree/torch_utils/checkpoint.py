@@ -3,27 +3,19 @@ memory than its size allows."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import os
-import pickle
-import struct
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from datafree.errors import Damaged, UserError
-
-try:
-    import resource
-except ImportError:  # not a Unix: memory is not bounded while a file is read
-    resource = None  # type: ignore[assignment]
+from datafree.torch_utils import unpickle
 
 STATE_NAMES = ("state_dict", "model", "net")  # under which published checkpoints have the state dict
 SHOWN = 3  # keys or shapes that an error message names
@@ -41,32 +33,6 @@ DTYPES = {
     torch.uint8,
     torch.bool,
 }
-NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "b1": "?"}  # NumPy's kinds, and struct's
-SPARE_MEMORY = 1 << 30  # bytes that reading a file may take beside a few times its size
-
-
-class _Kind:
-    """Stands for NumPy's dtype where a checkpoint has a NumPy number in it: an accuracy, usually."""
-
-    def __init__(self, code: str, *_: Any):
-        self.format = NUMBERS[code]
-
-    def __setstate__(self, state: tuple) -> None:
-        self.format = {"<": "<", ">": ">", "|": "="}[state[1]] + self.format[-1]
-
-
-def _number(kind: _Kind, data: bytes) -> Any:
-    """Stands for NumPy's constructor of numbers."""
-    return struct.unpack(kind.format, data)[0]
-
-
-# What published checkpoints hold beside tensors, and that is data: numbers of NumPy's kind, a run's flags.
-PLAIN: list[Any] = [
-    argparse.Namespace,
-    (_Kind, "numpy.dtype"),
-    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_Kind, f"numpy.dtypes.{name}DType") for name in ("Float64", "Float32", "Int64")),
-]
 
 
 def save(content: Any, path: Path, keep_previous: bool = False) -> None:
@@ -119,23 +85,20 @@ def read(path: Path) -> Any:
         raise UserError(f"no checkpoint at {path}: check the path")
     try:
         size = path.stat().st_size
-        source = _unsealed(path)
-        _refuse_bombs(source, size, path)
-        with _bounded_memory(4 * size + SPARE_MEMORY), torch.serialization.safe_globals(PLAIN):
-            content = torch.load(source, map_location="cpu", weights_only=True)
+        with _unsealed(path) as source:
+            content = unpickle.load(source, size)
         _refuse_virtual_tensors(content, size, path)
         return content
     except UserError:
         raise
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise UserError(
-                f"cannot load {path}: it holds Python objects, which could run code; save a plain state dict"
-            ) from error
-        raise _damaged(path) from error
+    except unpickle.HoldsObjects as error:
+        raise UserError(
+            f"cannot load {path}: it holds Python objects ({error}), which could run code; save a plain state "
+            "dict"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): check the path") from error
-    except (Exception, MemoryError) as error:  # torch raises many kinds for files that are none of its own
+    except (Exception, MemoryError) as error:  # files that are no checkpoints fail in many ways
         raise _damaged(path) from error
 
 
@@ -143,50 +106,25 @@ def _damaged(path: Path) -> Damaged:
     return Damaged(f"cannot load {path}: it is damaged or not a PyTorch checkpoint; copy it anew")
 
 
-def _unsealed(path: Path) -> Path | io.BytesIO:
+def _unsealed(path: Path) -> BinaryIO:
     """The file, or what is before its checksum.
 
     Raises:
         Damaged: it has a checksum of something else.
     """
-    with open(path, "rb") as file:
-        if path.stat().st_size < SEAL_LENGTH:
-            return path
-        file.seek(-SEAL_LENGTH, os.SEEK_END)
-        seal = file.read()
-        if not seal.startswith(SEAL):
-            return path
-        file.seek(0)
+    file = open(path, "rb")  # noqa: SIM115 (returned)
+    if path.stat().st_size < SEAL_LENGTH:
+        return file
+    file.seek(-SEAL_LENGTH, os.SEEK_END)
+    seal = file.read()
+    file.seek(0)
+    if not seal.startswith(SEAL):
+        return file
+    with file:
         data = file.read()[:-SEAL_LENGTH]
     if hashlib.sha256(data).digest() != seal[len(SEAL) :]:
         raise _damaged(path)
     return io.BytesIO(data)
-
-
-def _refuse_bombs(source: Path | io.BytesIO, size: int, path: Path) -> None:
-    """PyTorch stores its archives without compression, so that one never unpacks to more than it is."""
-    if zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > size:
-                raise UserError(f"cannot load {path}: it would unpack to more than it is; save it anew")
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-
-
-@contextmanager
-def _bounded_memory(more: int) -> Iterator[None]:
-    """Inside the block the process can take `more` bytes of address space and no more."""
-    if resource is None or not Path("/proc/self/statm").exists():
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = now + more if before[0] == resource.RLIM_INFINITY else min(before[0], now + more)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _refuse_virtual_tensors(content: Any, size: int, path: Path) -> None:
@@ -239,6 +177,9 @@ def load_network(network: nn.Module, state: Mapping[str, Tensor], path: Path, na
         UserError: keys or shapes differ; the first that do are named.
     """
     own = network.state_dict()
+    odd = [key for key, value in own.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise UserError(f"{name}: {odd[0]} of its state dict is no tensor")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     shapes = [

@@ -1,0 +1,212 @@
+"""PyTorch's checkpoint files, read as data: nothing in a file can name code that is run, and nothing is made
+that is larger than the file.
+
+`torch.load(weights_only=True)` keeps the first promise alone: it calls what is on a list, and a storage class
+on it makes gigabytes of a number. Here storages are no functions, and the unpickler is Python's own, whose
+memory is a dictionary (the one in C takes any four bytes for the length of a list)."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAGIC = 0x1950A86A20F9469CFC6C  # at the beginning of files from before PyTorch 1.6
+LEGACY_VERSION = 1001
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "b1": "?"}  # NumPy's kinds, and struct's
+
+
+class HoldsObjects(Exception):
+    """A file asks for something that is not data."""
+
+
+class _Storage(NamedTuple):
+    """A storage class: no function, so that no file can call it."""
+
+    dtype: torch.dtype
+
+
+class _Kind:
+    """Stands for NumPy's dtype where a checkpoint has a NumPy number in it: an accuracy, usually."""
+
+    def __init__(self, code: str, *_: Any):
+        self.format = NUMBERS[code]
+
+    def __setstate__(self, state: tuple) -> None:
+        self.format = {"<": "<", ">": ">", "|": "="}[state[1]] + self.format[-1]
+
+
+def _number(kind: _Kind, data: bytes) -> Any:
+    """Stands for NumPy's constructor of numbers."""
+    return struct.unpack(kind.format, data)[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands for `codecs.encode`, by which bytes are written."""
+    if encoding != "latin1":
+        raise HoldsObjects(f"_codecs.encode to {encoding}")
+    return text.encode("latin1")
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+def _with_attributes(function: Callable[..., Tensor], _kind: Any, arguments: tuple, _state: Any) -> Tensor:
+    return function(*arguments)
+
+
+# What files may name, and what stands for it here.
+KNOWN: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("argparse", "Namespace"): argparse.Namespace,
+    ("_codecs", "encode"): _encode,
+    ("torch", "Size"): tuple,
+    ("torch", "Tensor"): None,
+    ("torch", "device"): lambda *words: ":".join(map(str, words)),
+    ("torch.torch_version", "TorchVersion"): str,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
+    ("torch.nn.parameter", "Parameter"): None,
+    **{(module, "set"): set for module in ("builtins", "__builtin__")},
+    **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
+    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGES.values()},
+    ("numpy", "dtype"): _Kind,
+    **{(f"numpy.{core}.multiarray", "scalar"): _number for core in ("core", "_core")},
+    **{("numpy.dtypes", f"{name}DType"): _Kind for name in ("Float64", "Float32", "Int64")},
+}
+_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_Base):
+    """Of data alone. `load_storage` is given a storage's dtype, its key, and how many values it is to have."""
+
+    # A length of eight bytes makes as much memory before a byte of it is read.
+    dispatch = {code: load for code, load in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+
+    def __init__(self, file: BinaryIO, load_storage: Callable[[torch.dtype, str, int, Any], Tensor]):
+        super().__init__(file, encoding="utf-8")
+        self.load_storage = load_storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in KNOWN:
+            raise HoldsObjects(f"{module}.{name}")
+        return KNOWN[module, name]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, storage, key, _location, count, *view = pid
+        if kind != "storage" or not isinstance(storage, _Storage):
+            raise HoldsObjects(str(kind))
+        return self.load_storage(storage.dtype, key, count, view[0] if view else None)
+
+    def load_build(self) -> None:
+        if not isinstance(self.stack[-2], (OrderedDict, argparse.Namespace, _Kind)):
+            raise HoldsObjects(type(self.stack[-2]).__name__)
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+
+def load(file: BinaryIO, size: int) -> Any:
+    """What a checkpoint file of `size` bytes holds, tensors on the CPU.
+
+    Raises:
+        HoldsObjects: it is more than tensors and plain containers.
+        Exception: of many kinds, it is no such file.
+    """
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return _load_legacy(file, size)
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        # PyTorch stores its archives without compression, so that one never unpacks to more than it is.
+        if sum(entry.file_size for entry in entries.values()) > size:
+            raise ValueError("it would unpack to more than it is")
+        (pickled,) = (name for name in entries if name.rpartition("/")[2] == "data.pkl")
+        folder = pickled.removesuffix("data.pkl")
+        order = f"{folder}byteorder"
+        if order in entries and archive.read(order) != b"little":
+            raise ValueError("it is of a machine with another byte order")
+        read: dict[str, bytearray] = {}
+
+        def load_storage(dtype: torch.dtype, key: str, _count: int, _view: Any) -> Tensor:
+            if key not in read:
+                read[key] = bytearray(entries[f"{folder}data/{key}"].file_size)
+                with archive.open(f"{folder}data/{key}") as entry:
+                    filled = memoryview(read[key])
+                    while len(filled):
+                        count = entry.readinto(filled)  # type: ignore[attr-defined]  # it has it
+                        if not count:
+                            raise ValueError("it is cut short")
+                        filled = filled[count:]
+            return _values(read[key], dtype)
+
+        return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage).load()
+
+
+@dataclass
+class _Stored:
+    data: bytearray
+    item_size: int
+
+
+def _load_legacy(file: BinaryIO, size: int) -> Any:
+    """A file from before PyTorch 1.6: pickles, and behind them the storages that they name."""
+    stored: dict[str, _Stored] = {}
+
+    def load_storage(dtype: torch.dtype, key: str, count: int, view: Any) -> Tensor:
+        if key not in stored:
+            if sum(len(one.data) for one in stored.values()) + count * dtype.itemsize > size:
+                raise ValueError("it would unpack to more than it is")
+            stored[key] = _Stored(bytearray(count * dtype.itemsize), dtype.itemsize)
+        values = _values(stored[key].data, dtype)
+        if view is not None:
+            _, offset, length = view
+            values = values[offset : offset + length]
+        return values
+
+    def part() -> Any:
+        return _Unpickler(file, load_storage).load()
+
+    if part() != MAGIC or part() != LEGACY_VERSION:
+        raise ValueError("it is no checkpoint")
+    part()  # of the machine that wrote it: all are little-endian
+    content = part()
+    for key in part():
+        (count,) = struct.unpack("<q", file.read(8))
+        one = stored[key]
+        if count * one.item_size != len(one.data) or file.readinto(one.data) != len(one.data):  # type: ignore[attr-defined]
+            raise ValueError("it is cut short")
+    return content
+
+
+def _values(data: bytearray, dtype: torch.dtype) -> Tensor:
+    """The memory as a tensor (n,)."""
+    return torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
