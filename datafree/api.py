@@ -6,8 +6,8 @@ import inspect
 import math
 import operator
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from datafree.assemble import make_distiller
 from datafree.data.augment import Augment, Normalize
+from datafree.data.facts import LEAST_STD
 from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
@@ -76,19 +77,25 @@ def distill(
     settings, remarks = resolve(check(given))
     for remark in remarks:
         warnings.warn(remark, stacklevel=2)
-    _check_images(img_size, mean, std)
+    mean, std = _check_images(img_size, mean, std)
     weights = next(student.parameters(), None)
     if weights is None:
         raise UserError("the student has no parameters to train")
     device = weights.device
-    augment = Augment(Normalize(tuple(mean), tuple(std)), flip)
+    _require_apart(teacher, student)
+    augment = Augment(Normalize(mean, std), flip)
 
     def score(network: nn.Module) -> Evaluation:
         assert evaluate is not None
         with frozen(network), torch.no_grad(), random_state_kept(device):
-            return Evaluation(float(evaluate(network)), math.nan, math.nan, 0, 0)
+            score = evaluate(network)
+        try:
+            return Evaluation(float(score), math.nan, math.nan, 0, 0)
+        except (TypeError, ValueError):
+            raise UserError(f"evaluate returned {score!r}: return the accuracy in percent") from None
 
     with ExitStack() as stack:
+        stack.enter_context(_usual_defaults())
         stack.enter_context(frozen(teacher))
         stack.enter_context(random_state_kept(device))
         torch.default_generator.manual_seed(settings.seed)
@@ -144,17 +151,53 @@ def _signature() -> inspect.Signature:
 distill.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
-def _check_images(img_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+@contextmanager
+def _usual_defaults() -> Iterator[None]:
+    """Gradients, float32 and the CPU, whatever else the caller has made the default."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # every call would ask, and take longer
+            stack.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def _require_apart(teacher: nn.Module, student: nn.Module) -> None:
     """Raises:
-    UserError: there are no such images.
+    UserError: what trains the student would change the teacher.
     """
+    taught = {id(value) for value in (*teacher.modules(), *teacher.parameters(), *teacher.buffers())}
+    if any(id(value) in taught for value in (*student.modules(), *student.parameters(), *student.buffers())):
+        raise UserError("teacher and student share layers: give one of them a copy (copy.deepcopy)")
+
+
+def _check_images(
+    img_size: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation as numbers.
+
+    Raises:
+        UserError: there are no such images.
+    """
+    try:
+        if isinstance(mean, str) or isinstance(std, str):
+            raise TypeError
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError):
+        raise UserError(f"mean {mean!r} and std {std!r}: give one number a channel, as (0.5,)") from None
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise UserError(f"mean {mean} and std {std}: give one number a channel, 1 or 3 each")
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
-        raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std above 0")
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) < LEAST_STD:
+        raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std {LEAST_STD} or more")
     try:
         fits = operator.index(img_size) >= 8
     except TypeError:
         fits = False
     if not fits:
         raise UserError(f"img_size {img_size}: it must be a whole number, 8 or more")
+    return mean, std

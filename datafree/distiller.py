@@ -25,7 +25,7 @@ from datafree.repository import SampleRepository
 from datafree.samples import Samples
 from datafree.settings import Settings
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
-from datafree.torch_utils.processes import ALONE, Processes
+from datafree.torch_utils.processes import ALONE, Processes, batch_statistics
 from datafree.torch_utils.state import require_like
 from datafree.torch_utils.streams import RandomStreams
 
@@ -307,9 +307,12 @@ def require_finite_weights(network: nn.Module | None, epoch: int, phase: str, fl
     """A last step can ruin what the losses before it do not show.
 
     Raises:
-        UserError: a weight is not finite.
+        UserError: a weight, or a running statistic, is not finite.
     """
-    if network and not torch.stack([p.isfinite().all() for p in network.parameters()]).all():
+    if network is None:
+        return
+    values = (*network.parameters(), *batch_statistics(network))
+    if not torch.stack([value.isfinite().all() for value in values]).all():
         raise UserError(
             f"in the {phase} of epoch {epoch + 1} the weights are no longer finite: try a lower {flag}"
         )

@@ -67,6 +67,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _folder(value: Any) -> str:
+    if not _text(value):
+        raise ValueError("a folder without a name: the one that you are in is called .")
+    return value
+
+
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{value!r} is neither True nor False")
@@ -111,7 +117,7 @@ NON_NEGATIVE = _number(False, "a number, 0 or more", 0)
 FRACTION = _number(False, "in [0, 1)", 0, below=1)
 SIZE = Kind(COUNT_OR_NONE.check, _bytes, metavar="SIZE")
 TEXT = Kind(_text)
-FOLDER = Kind(_text, metavar="DIR")
+FOLDER = Kind(_folder, metavar="DIR")
 SWITCH = Kind(_switch, switch="on")
 ON_OR_OFF = Kind(_switch, switch="on or off")
 

@@ -44,11 +44,13 @@ def run() -> None:
     # Only now, so that --help and mistakes in flags answer at once.
     from datafree.results.model_card import model_card
     from datafree.runs.export import compare, export, images_to_compare_on, load, shipped_student
+    from datafree.runs.files import EXPORT, EXPORT_BEST
     from datafree.runs.read import read_run
+    from datafree.runs.stored import as_student_tells
 
-    finished = read_run(args.run)
+    finished = as_student_tells(read_run(args.run), args.best)
     shipped = shipped_student(finished, args.student, args.best)
-    folder = args.output or args.run / ("export_best" if args.best else "export")
+    folder = args.output or args.run / (EXPORT_BEST if args.best else EXPORT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -129,9 +130,25 @@ def argument(kind: Kind) -> Callable[[str], Any]:
     return parse
 
 
+def _open_streams() -> None:
+    """Whatever the console is, what is said does not stop a command. A stream that is closed takes all, lest
+    a file that is opened gets its number; a letter that a terminal does not know is written by its code."""
+    handle = os.open(os.devnull, os.O_RDWR)
+    while handle <= 2:
+        handle = os.dup(handle)
+    os.close(handle)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 (kept)
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a command's function. A UserError becomes one line on stderr and exit status 2."""
     prog = os.path.basename(sys.argv[0])
+    _open_streams()
     try:
         main()
     except UserError as error:

@@ -14,6 +14,7 @@ from datafree.errors import UserError, did_you_mean
 from datafree.settings import Data
 
 MAX_SIZE = 2048  # pixels a side, of a recorded image size
+LEAST_STD = 1e-6  # less divides images into numbers that networks cannot compute with
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def normalization(
     text = settings.mean if settings.mean in NORMALIZATIONS and settings.std is None else settings.std
     chosen = channel_values("--mean", settings.mean, 0) or tuple(mean)
     deviations = channel_values("--std", text, 1) or tuple(std)
-    if min(deviations) <= 0:
-        raise UserError(f"--std {text} has a value that is not above 0")
+    if min(deviations) < LEAST_STD:
+        raise UserError(f"--std {text} has a value that is not {LEAST_STD} or more")
     return chosen, deviations
 
 

@@ -66,7 +66,7 @@ def build(
         if not fresh:
             raise UserError(f"{flag} {name} takes images of {takes} channels, not {channels}: see --channels")
         _replace_first_convolution(network, channels)
-    return network.to(memory_format=torch.channels_last)
+    return network.float().to(memory_format=torch.channels_last)
 
 
 def _from_timm(

@@ -33,7 +33,8 @@ class NetworkFacts:
     parameters: int
     flops: int  # of one image: multiplications and additions
     features: PenultimateFeatures | None  # None where they were not looked for
-    hook: RemovableHandle | None = None  # of a network that takes no channels-last images
+    hook: RemovableHandle | None = None  # of a network that takes no channels-last images, or writes to them
+    unused: tuple[str, ...] = ()  # parameters of a student that take no part in its logits
 
     def __str__(self) -> str:
         features = "" if self.features is None else f"{self.features.dim} features, "
@@ -106,15 +107,18 @@ def own_settings(network: nn.Module) -> dict[str, Any]:
 
 def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
     """Channels-last images are the faster ones, but a network may rely on plain ones (`x.view` after a
-    convolution does). If it does, a hook makes them plain from now on, and is returned.
+    convolution does), or write to those that it is given. If it does, a hook gives it plain ones, or its own,
+    from now on, and is returned.
 
     Args:
         network: in eval mode.
         images: such as it takes, channels-last.
     """
+    own = images.clone()
+    before = own._version
     try:
         with torch.no_grad():
-            network(images)
+            network(own)
     except RuntimeError as error:
         if "view" not in str(error):
             raise
@@ -126,6 +130,8 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
         return network.register_forward_pre_hook(
             lambda _network, inputs: tuple(value.clone(memory_format=plain) for value in inputs)
         )
+    if own._version != before:
+        return network.register_forward_pre_hook(lambda _network, inputs: tuple(v.clone() for v in inputs))
     return None
 
 
@@ -139,8 +145,8 @@ def examine(
     feature_layer: str | None = None,
     trained: bool = False,
 ) -> NetworkFacts:
-    """Run a network on two images, and see that it gives logits and, if it is a teacher, has features. Leaves
-    torch's random state as it was.
+    """Run a network on two images, and see that it gives logits, that a student's weights have gradients, and
+    that a teacher has features and its images have gradients. Leaves torch's random state as it was.
 
     Args:
         network: on the device.
@@ -149,7 +155,8 @@ def examine(
         trained: whether it is the student, which must give logits in train mode too, and needs no features.
 
     Raises:
-        UserError: it does not take such images, or gives something else than logits (N, C).
+        UserError: it does not take such images, gives something else than logits (N, C), or cannot be
+            learned from, or trained.
     """
     training = network.training
     network.eval()
@@ -157,19 +164,20 @@ def examine(
     images = images.to(device, memory_format=torch.channels_last)
     shape = f"{channels} x {img_size} x {img_size}"
     hook, features = None, None
+    unused: tuple[str, ...] = ()
     try:
         hook = settle_layout(network, images)
+        _require_plain_weights(network)
         with FlopCounterMode(display=False) as counter:
             logits = network(images)
-        outputs = [(logits, "")]
+        _require_logits(logits, f"2 images of {shape}")
+        if not logits.isfinite().all():
+            raise UserError("gives logits that are not finite: it is damaged")
         if trained:
             with random_state_kept(device):  # from which dropout draws
-                outputs.append((copy.deepcopy(network).train()(images), " in train mode"))
-        for output, mode in outputs:
-            if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
-                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise UserError(f"gives {got} for 2 images of {shape}{mode}, not logits (2, classes)")
-        if not trained:
+                unused = _train(copy.deepcopy(network), images, f"2 images of {shape} in train mode")
+        else:
+            _require_gradient(network, images)
             features = PenultimateFeatures(network, feature_layer, images)
     except Exception as error:
         if hook:
@@ -191,4 +199,64 @@ def examine(
         counter.get_total_flops() // 2,
         features,
         hook,
+        unused,
     )
+
+
+def _require_logits(output: Any, images: str) -> None:
+    """Raises:
+    UserError: it is something else.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"gives {got} for {images}, not logits (2, classes)")
+
+
+def _require_plain_weights(network: nn.Module) -> None:
+    """Raises:
+    UserError: weights or statistics are not finite, or of a kind that cannot be used here.
+    """
+    for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if value.is_inference():
+            raise UserError("was made under torch.inference_mode: make it outside")
+        if value.is_floating_point() and value.dtype != torch.float32:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"has {name} in {kind}: call .float() on it (--amp gives half precision)")
+        if not value.isfinite().all():
+            raise UserError(f"has values in {name} that are not finite: it is damaged")
+
+
+@torch.enable_grad()
+def _train(network: nn.Module, images: Tensor, shown: str) -> tuple[str, ...]:
+    """Go through one training step of a copy; returns the parameters that take no part in it.
+
+    Raises:
+        UserError: there is nothing to train.
+    """
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    if not trained:
+        frozen = any(True for _ in network.parameters())
+        hint = ": all are frozen, call .requires_grad_(True)" if frozen else ""
+        raise UserError(f"has no parameters to train{hint}")
+    logits = network.train()(images)
+    _require_logits(logits, shown)
+    if logits.requires_grad:
+        logits.sum().backward()
+    unused = tuple(name for name, value in trained.items() if value.grad is None)
+    if len(unused) == len(trained):
+        raise UserError("gives no gradient to its parameters: its forward is under no_grad, or detaches")
+    return unused
+
+
+@torch.enable_grad()
+def _require_gradient(network: nn.Module, images: Tensor) -> None:
+    """Raises:
+    UserError: the logits do not tell how to change the images.
+    """
+    images = images.clone().requires_grad_()
+    logits = network(images)
+    if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
+        raise UserError(
+            "gives no gradient to its images, by which samples are made: its forward is under no_grad, or "
+            "detaches"
+        )

@@ -98,7 +98,7 @@ def parse_arguments(text: str | None, flag: str) -> dict[str, Any]:
             raise UserError(f"{flag} {text}: {part!r} is not name=value")
         try:
             arguments[name.strip()] = literal_eval(value.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # which deep ones raise
             arguments[name.strip()] = value.strip()
     return arguments
 

@@ -13,6 +13,26 @@ from datafree.errors import UserError
 from datafree.networks.build import arguments_of, build
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
 from datafree.torch_utils import checkpoint
+from datafree.torch_utils.budget import budget
+
+# What building a network may take beside a few times its weights: buffers that are not saved, weights that
+# are replaced, and initial values that are worked out.
+SPARE_BYTES, SPARE_OPERATIONS = 64 << 20, 5_000
+LONGEST = 10_000  # characters, of arguments
+
+
+def require_storable(network: nn.Module, flag: str) -> None:
+    """See that a network's state can be written to a file and read without running code.
+
+    Raises:
+        UserError: a part of it is no tensor.
+    """
+    for key, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(
+                f"{flag}: {key} of its state dict is no tensor, and cannot be saved (get_extra_state): "
+                "keep it in a buffer"
+            )
 
 
 def describe(
@@ -40,16 +60,26 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
             not run unasked; it has the file's text as `arch_source`.
 
     Raises:
-        UserError: the checkpoint is damaged, incomplete or of another network, or needs a `source`.
+        UserError: the checkpoint is damaged, incomplete or of another network, or needs a `source`; or what
+            it describes is larger than its weights.
     """
     path = Path(path)
-    content = checkpoint.read(path)
+    return rebuild(checkpoint.read(path), path, source)
+
+
+def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -> nn.Module:
+    """The student in the content of a `student.pth`; see `load_student`."""
     try:
         name = NetworkName.parse(content["arch"])
         classes, channels = len(content["classes"]), len(content["mean"])
-        arguments = parse_arguments(content.get("arch_args"), "--student_args")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} does not say how to rebuild its network ({error!r})") from error
+        text = content.get("arch_args")
+        if text is not None and len(text) > LONGEST:
+            raise ValueError(f"arch_args of {len(text)} characters")
+        arguments = parse_arguments(text, "--student_args")
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's file may hold
+        raise UserError(f"{path} does not say how to rebuild its network ({error!r:.200})") from error
     if source is None:
         if name.kind == "file":
             raise UserError(
@@ -58,6 +88,15 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
         arguments = without_weights(arguments)
     made_by = source if isinstance(source, NetworkName) else NetworkName.parse(source) if source else name
     state = checkpoint.state_dict_of(content, path)
-    network = build(made_by, "--student", classes, channels, {**arguments_of(made_by, state), **arguments})
+    arguments = {**arguments_of(made_by, state), **arguments}
+    weights = sum(value.numel() * value.element_size() for value in state.values())
+
+    def too_large() -> UserError:
+        return UserError(
+            f"{path} describes a larger network than its weights are of: it is damaged or a trap"
+        )
+
+    with budget(8 * weights + SPARE_BYTES, 50 * len(state) + SPARE_OPERATIONS, too_large):
+        network = build(made_by, "--student", classes, channels, arguments)
     checkpoint.load_network(network, state, path, f"{name} with {classes} classes")
     return network.to(memory_format=torch.contiguous_format).eval()

@@ -27,6 +27,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def rounding() -> dict[str, Any]:
+    """What else than settings decides how numbers are rounded."""
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+
 def git_commit() -> str | None:
     """The commit of this project's checkout; None where it was installed, even into a folder of another
     project."""

@@ -49,16 +49,13 @@ def shipped_student(run: Run, source: NetworkName | None = None, best: bool = Fa
     """The student of a finished run, in eval mode, on the CPU.
 
     Args:
-        run: its `config.json` must tell `img_size`, `mean`, `std` and `classes`.
+        run: see `stored.as_student_tells`.
         source: see `networks.portable.load_student`.
         best: see `student_of`.
 
     Raises:
         UserError: something is missing, or the student cannot be rebuilt.
     """
-    missing = [name for name in ("img_size", "mean", "std", "classes") if not run.config.get(name)]
-    if missing:
-        raise UserError(f"{run.path}/config.json has no {missing[0]}: only finished runs can be exported")
     student = student_of(run, torch.device("cpu"), source, best)
     return Shipped(student, tuple(run.config["mean"]), tuple(run.config["std"])).eval()
 

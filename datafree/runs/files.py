@@ -16,9 +16,10 @@ SAMPLES = "samples.bin"  # every sample ever stored, see `sample_log.SampleLog`
 IMAGES = "images"  # contact sheets of samples by class
 REPOSITORY = "repository"  # with `--export_repository`: every sample as PNG
 TENSORBOARD = "tensorboard"  # with `--tensorboard`: events
-LOCK = ".lock"  # held by the command that writes
+LOCK = ".lock"  # held by the command that writes; tells that the folder is a run's
+EXPORT, EXPORT_BEST = "export", "export_best"  # what `export.py` makes of the student
 
-MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # any of them makes a folder a run
+MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # of a run that has begun
 FILES = (
     *MARKS,
     PREVIOUS,
@@ -31,4 +32,6 @@ FILES = (
     IMAGES,
     REPOSITORY,
     TENSORBOARD,
+    EXPORT,
+    EXPORT_BEST,
 )

@@ -55,7 +55,7 @@ class RunFolder:
             for name in FILES if overwrite else ():
                 target = path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-            self._log = open(path / LOG, "a", encoding="utf-8")  # noqa: SIM115 (lives as long)
+            self._log = open(path / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (lives as long)
         except OSError as error:
             raise UserError(f"cannot write to {path} ({error}): choose another folder") from error
         self._events = None
@@ -129,6 +129,7 @@ class RunFolder:
 
     def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:
         """A contact sheet of the newest samples of each class after `epoch` epochs."""
+        self._lock.require()
         path = self.sheet(epoch)
         path.parent.mkdir(exist_ok=True)
         sheet = contact_sheet(repository, classes)

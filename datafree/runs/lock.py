@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from datafree.errors import UserError
-from datafree.runs.files import FILES, LOCK, MARKS
+from datafree.runs.files import CHECKPOINT, CONFIG, FILES, LOCK, MARKS, PREVIOUS, TRAINING
 
 try:
     import fcntl
 except ImportError:  # not a Unix: nothing keeps two commands from writing to one folder
     fcntl = None  # type: ignore[assignment]
+
+
+MARK = "The files beside this one are of a run of BSR, and --overwrite removes them.\n"
+# What the settings of a run have, by which the folder of an earlier version is known, and a copy that has
+# no lock.
+SETTINGS = {
+    CONFIG: {"dataset", "method", "teacher", "student", "seed"},
+    TRAINING: {"dataset", "model", "seed"},
+}
+LONGEST = 16 << 20  # bytes of settings
+
+
+def is_of_run(folder: Path) -> bool:
+    """Whether this project has made the files in a folder."""
+    return _marked(folder) or any(_is_settings(folder / name, keys) for name, keys in SETTINGS.items())
+
+
+def _marked(folder: Path) -> bool:
+    lock = folder / LOCK
+    try:
+        return lock.is_file() and lock.stat().st_size == len(MARK) and lock.read_text("utf-8") == MARK
+    except (OSError, ValueError):
+        return False
+
+
+def _is_settings(file: Path, keys: set[str]) -> bool:
+    try:
+        if not file.is_file() or file.stat().st_size > LONGEST:
+            return False
+        return keys <= json.loads(file.read_text("utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def refuse_existing(folder: Path, resume: bool, overwrite: bool, flag: str = "--save_dir") -> bool:
@@ -29,15 +62,17 @@ def refuse_existing(folder: Path, resume: bool, overwrite: bool, flag: str = "--
     if links:
         raise UserError(f"{folder / links[0]} is a link, which a run never makes: choose another {flag}")
     # The lock is there before any other file, and after the others when a run is being replaced.
-    is_run = any(name in MARKS for name in found) or (folder / LOCK).exists()
-    if found and not is_run:
+    is_run = is_of_run(folder)
+    # A checkpoint may have been copied by itself.
+    bare = resume and not SETTINGS.keys() & set(found) and bool({CHECKPOINT, PREVIOUS} & set(found))
+    if found and not (is_run or bare):
         raise UserError(f"{folder} holds {found[0]}, which is not a run's: choose another {flag}")
     if found and not resume and not overwrite:
         raise UserError(
             f"{folder} already holds a run ({found[0]}): continue it with --resume, "
             f"replace it with --overwrite, or choose another {flag}"
         )
-    return is_run
+    return is_run or bool(found)
 
 
 class RunLock:
@@ -57,7 +92,7 @@ class RunLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            self._file = os.fdopen(handle, "w")  # held as long as this lives
+            self._file = os.fdopen(handle, "r+")  # held as long as this lives
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error}): choose another {flag}") from error
         try:
@@ -67,6 +102,9 @@ class RunLock:
             raise UserError(f"another command writes to {folder}: wait, or use another {flag}") from error
         except OSError:  # a file system that knows no locks
             pass
+        if not self._file.read(1):
+            self._file.write(MARK)
+            self._file.flush()
 
     def require(self) -> None:
         """See that the folder is still the one that was locked.

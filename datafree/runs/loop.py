@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from datafree.errors import Stopped, UserError
+from datafree.runs.environment import rounding
 from datafree.runs.files import STUDENT_BEST
 from datafree.runs.folder import RunFolder
 from datafree.runs.interrupts import Interrupts, how_to_continue
@@ -78,7 +79,7 @@ class EpochWriter:
         last = progress.epoch == self.epochs
         if self.show and (last or progress.epoch % max(1, self.epochs // SHEETS) == 0):
             self.show(progress.epoch)
-        content = {"progress": asdict(progress), **self.facts, "distiller": state}
+        content = {"progress": asdict(progress), "rounding": rounding(), **self.facts, "distiller": state}
         if last or progress.epoch % self.save_every == 0:
             self.run.save_checkpoint(content)
             self._unsaved = None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from datafree.errors import Damaged, UserError
+from datafree.runs.environment import rounding
 from datafree.runs.files import ASIDE, CHECKPOINT, MARKS, PREVIOUS, SAMPLES, STUDENT_BEST
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import Epochs
@@ -98,6 +99,13 @@ class Resume:
         content, progress = self._together(lambda: self._read(path))
         with self._samples_beside(path):
             self._together(lambda: self._take(trained, content, path))
+        before: Any = content.get("rounding")
+        for name, now in rounding().items() if isinstance(before, dict) else ():  # earlier versions tell none
+            if before.get(name) != now:
+                self.warnings.append(
+                    f"the run was stopped with {name} {before.get(name)} and goes on with {now}: its "
+                    "numbers may be rounded otherwise than in a run that was not stopped"
+                )
         return progress
 
     def _together(self, part: Callable[[], T]) -> T:

@@ -19,6 +19,7 @@ from datafree.methods import METHODS
 from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
 from datafree.networks.names import parse_arguments
+from datafree.networks.portable import require_storable
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
 from datafree.runs.files import STUDENT
 from datafree.runs.folder import RunFolder, require_tensorboard
@@ -92,6 +93,8 @@ class Session:
         )
         if found.num_classes != facts.num_classes:
             raise UserError(other_classes("student", s.student, found.num_classes, facts.num_classes))
+        require_storable(self.student, f"--student {s.student}")
+        self.processes.leave_out(self.student, found.unused)
         if not s.evaluate_only:
             self.say(f"student {s.student}: {found}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.augment import Normalize
+from datafree.data.facts import recorded_facts
 from datafree.data.image_folders import load_folder
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.examine import settle_layout
 from datafree.networks.names import NetworkName
 from datafree.networks.penultimate import PenultimateFeatures
-from datafree.networks.portable import load_student
+from datafree.networks.portable import rebuild
 from datafree.runs.contact_sheet import folder_names
 from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT, STUDENT_BEST
 from datafree.runs.read import Run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
+from datafree.torch_utils.state import list_of
 
 BATCH = 256
 
@@ -109,6 +112,31 @@ def _from_folder(run: Run) -> RunSamples:
     )
 
 
+def as_student_tells(run: Run, best: bool = False) -> Run:
+    """The run with the network, the classes and the normalisation that its student's checkpoint tells,
+    whatever its `config.json` says by now.
+
+    Args:
+        best: see `student_of`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or does not tell.
+    """
+    file, content = _student_checkpoint(run, best)
+    told = {key: list_of(value) for key, value in recorded_facts(content).items()}
+    try:
+        classes = content["classes"]
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise TypeError("classes")
+        NetworkName.parse(content["arch"])
+        own = {"student": content["arch"], "student_args": content.get("arch_args"), "classes": list(classes)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} does not tell how its network is used ({error!r})") from error
+    if not {"mean", "std", "img_size"} <= told.keys():
+        raise UserError(f"{file} does not tell its network's images: only finished runs can be exported")
+    return replace(run, config={**run.config, **told, **own})
+
+
 def student_of(
     run: Run, device: torch.device, source: NetworkName | None = None, best: bool = False
 ) -> nn.Module:
@@ -123,20 +151,26 @@ def student_of(
     Raises:
         UserError: there is none, or it cannot be rebuilt.
     """
+    file, content = _student_checkpoint(run, best)
+    return rebuild(content, file, source).to(device)
+
+
+def _student_checkpoint(run: Run, best: bool) -> tuple[Path, Any]:
+    """The file of a student, and what is in it; see `student_of`."""
     file = run.path / (STUDENT_BEST if best else STUDENT)
+    if best and not file.is_file():
+        raise UserError(
+            f"{run.path} has no {STUDENT_BEST}: the run is of an earlier version; leave out --best"
+        )
+    content = checkpoint.read(file)
     if best:
-        if not file.is_file():
-            raise UserError(
-                f"{run.path} has no {STUDENT_BEST}: the run is of an earlier version; leave out --best"
-            )
-        content = checkpoint.read(file)
         kept = content.get("best_epoch") if isinstance(content, dict) else None
         if kept != run.summary.get("best_epoch"):
             raise UserError(
                 f"{file} is not of the best epoch, as the run was continued with other roundings: leave out "
                 "--best"
             )
-    return load_student(file, source).to(device)
+    return file, content
 
 
 @torch.no_grad()

@@ -93,8 +93,8 @@ def read(path: Path) -> Any:
         raise
     except unpickle.HoldsObjects as error:
         raise UserError(
-            f"cannot load {path}: it holds Python objects ({error}), which could run code; save a plain state "
-            "dict"
+            f"cannot load {path}: it holds Python objects ({error}), which could run code; "
+            "save a plain state dict"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path} ({error}): check the path") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from datafree.errors import UserError
+from datafree.torch_utils.processes import torchrun
 
 
 def choose_device(device: str | None, gpu: int | None) -> torch.device:
@@ -25,10 +24,10 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
         raise UserError(f"unknown device {name}: use cpu, cuda or cuda:N")
     if chosen.type == "cpu":
         return chosen
-    if chosen.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+    if chosen.index is not None and torchrun("LOCAL_WORLD_SIZE", 1) > 1:
         raise UserError(f"{name} would be shared by all processes: leave out --gpu, or give --device cuda")
     # The number as written: torch.device keeps it in eight bits.
-    index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else int(name.partition(":")[2])
+    index = torchrun("LOCAL_RANK", 0) if chosen.index is None else int(name.partition(":")[2])
     if not 0 <= index < torch.cuda.device_count():
         raise UserError(
             f"no device cuda:{index}: {torch.cuda.device_count()} GPUs are visible; try --device cpu"

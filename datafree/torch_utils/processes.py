@@ -16,6 +16,21 @@ from torch import Tensor, nn
 from datafree.errors import UserError
 
 
+def torchrun(name: str, alone: int) -> int:
+    """A number that `torchrun` tells the processes that it starts; `alone` in a process that it has not
+    started, whatever other programs have left in the environment.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return alone
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r} in the environment, which torchrun sets to a number: start anew")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which process this is, and of how many; a process alone needs no engine and no messages."""
@@ -26,7 +41,7 @@ class Processes:
     @classmethod
     def started_by_torchrun(cls, device: torch.device) -> Processes:
         """Join the others that `torchrun` has started; alone without it. NCCL connects GPUs, gloo CPUs."""
-        processes = cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        processes = cls(torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
         if processes.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return processes
@@ -113,6 +128,12 @@ class Processes:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def leave_out(self, network: nn.Module, unused: Sequence[str]) -> None:
+        """Freeze parameters that no loss reaches, which the processes would wait for; they stay as they are
+        in a process alone, too."""
+        for name in unused if self.world_size > 1 else ():
+            network.get_parameter(name).requires_grad_(False)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with gradients averaged in its backward pass; its BatchNorm statistics stay each

@@ -15,7 +15,8 @@ def fingerprint(network: nn.Module) -> str:
     """A digest of a network's weights, to tell whether two are the same."""
     digest = hashlib.sha256()
     for value in network.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+        if isinstance(value, Tensor):  # a module may have anything else as its extra state
+            digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

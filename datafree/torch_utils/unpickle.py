@@ -15,7 +15,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,14 +102,18 @@ KNOWN: dict[tuple[str, str], Any] = {
     **{(f"numpy.{core}.multiarray", "scalar"): _number for core in ("core", "_core")},
     **{("numpy.dtypes", f"{name}DType"): _Kind for name in ("Float64", "Float32", "Int64")},
 }
-_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Base: Any = pickle._Unpickler
 
 
 class _Unpickler(_Base):
-    """Of data alone. `load_storage` is given a storage's dtype, its key, and how many values it is to have."""
+    """Of data alone.
+
+    Args:
+        load_storage: is given a storage's dtype, its key, how many values it has, and which of another's.
+    """
 
     # A length of eight bytes makes as much memory before a byte of it is read.
-    dispatch = {code: load for code, load in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}
+    dispatch: ClassVar = {code: load for code, load in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
     def __init__(self, file: BinaryIO, load_storage: Callable[[torch.dtype, str, int, Any], Tensor]):
         super().__init__(file, encoding="utf-8")
