@@ -83,7 +83,6 @@ def distill(
         raise UserError("the student has no parameters to train")
     device = weights.device
     _require_apart(teacher, student)
-    augment = Augment(Normalize(mean, std), flip)
 
     def score(network: nn.Module) -> Evaluation:
         assert evaluate is not None
@@ -96,6 +95,7 @@ def distill(
 
     with ExitStack() as stack:
         stack.enter_context(_usual_defaults())
+        augment = Augment(Normalize(mean, std), flip)
         stack.enter_context(frozen(teacher))
         stack.enter_context(random_state_kept(device))
         torch.default_generator.manual_seed(settings.seed)

@@ -174,11 +174,21 @@ class Distiller:
             steps = {name: [value] for name, value in terms.items()}
             samples = Samples(*map(p.gather, vars(samples).values()))
         # The first step that went wrong tells why; the total, which comes first, is the terms' sum.
-        for step in zip(*reversed(steps.values()), strict=True):
-            require_finite(dict(zip(reversed(steps), step, strict=True)), epoch, "synthesis", "--lr_g")
+        if not all(map(math.isfinite, terms.values())):
+            flag = (
+                "--lr_g" if self._answers(samples) else "--lr"
+            )  # a student has gone astray, and shows it now
+            for step in zip(*reversed(steps.values()), strict=True):
+                require_finite(dict(zip(reversed(steps), step, strict=True)), epoch, "synthesis", flag)
         generator = getattr(self.synthesizer, "generator", None)
         require_finite_weights(generator, epoch, "synthesis", "--lr_g")
         return self.held_out.take(samples) if self.held_out else samples, terms
+
+    @torch.no_grad()
+    def _answers(self, samples: Samples) -> bool:
+        """Whether the student gives finite logits on samples."""
+        logits = self.student.eval()(self.augment.normalize(to_float(samples.images)))
+        return bool(logits.isfinite().all())
 
     def _remove_oldest(self, count: int) -> int:
         """Drop `count` samples, if that is above 0; returns how many."""

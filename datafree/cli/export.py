@@ -73,7 +73,7 @@ def run() -> None:
         card = folder / f"model_card_{args.format}.md"
         text = model_card(finished, shipped, file.name, compared, args.teacher, args.best)
         temporary.replace(file)
-        card.write_text(text, encoding="utf-8")
+        card.write_text(text, encoding="utf-8", errors="backslashreplace")
     finally:
         temporary.unlink(missing_ok=True)
     for name, (difference, same) in compared.items():

@@ -31,7 +31,7 @@ def run() -> None:
     temporary = args.output.with_name(args.output.name + ".tmp")
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(args.output)
     except OSError as error:
         raise UserError(f"cannot write {args.output} ({error}): name another --output") from error

@@ -58,7 +58,7 @@ def run() -> None:
     if args.compare:
         text += "\n" + compare(rows, *args.compare)
     if args.output:
-        args.output.write_text(text, encoding="utf-8")
+        args.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     else:
         print(text, end="")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
@@ -166,8 +167,8 @@ def examine(
     hook, features = None, None
     unused: tuple[str, ...] = ()
     try:
-        hook = settle_layout(network, images)
         _require_plain_weights(network)
+        hook = settle_layout(network, images)
         with FlopCounterMode(display=False) as counter:
             logits = network(images)
         _require_logits(logits, f"2 images of {shape}")
@@ -217,6 +218,8 @@ def _require_plain_weights(network: nn.Module) -> None:
     UserError: weights or statistics are not finite, or of a kind that cannot be used here.
     """
     for name, value in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(value):
+            continue
         if value.is_inference():
             raise UserError("was made under torch.inference_mode: make it outside")
         if value.is_floating_point() and value.dtype != torch.float32:

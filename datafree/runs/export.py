@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
@@ -85,15 +86,20 @@ def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: d
     Raises:
         UserError: a package is missing, or the student cannot be exported so.
     """
+    # Written and read here, since the formats' own writers take no path that is not UTF-8.
     batch = {0: torch.export.Dim("batch", min=1)}
     try:
         if kind == "safetensors":
-            from safetensors.torch import save_file
+            from safetensors import torch as safetensors
 
             state = {key: value.contiguous() for key, value in shipped.state_dict().items()}
-            save_file(state, file, {key: json.dumps(value) for key, value in metadata.items()})
+            file.write_bytes(
+                safetensors.save(state, {key: json.dumps(value) for key, value in metadata.items()})
+            )
         elif kind == "torch_export":
-            torch.export.save(torch.export.export(shipped, (example,), dynamic_shapes=(batch,)), file)
+            buffer = io.BytesIO()
+            torch.export.save(torch.export.export(shipped, (example,), dynamic_shapes=(batch,)), buffer)
+            file.write_bytes(buffer.getvalue())
         else:
             import onnxruntime  # noqa: F401 (with which the file is checked)
 
@@ -125,16 +131,16 @@ def load(file: Path, kind: str, fresh: Callable[[], Shipped]) -> Callable[[Tenso
         fresh: makes a student whose weights are replaced, for formats that hold weights alone.
     """
     if kind == "safetensors":
-        from safetensors.torch import load_file
+        from safetensors import torch as safetensors
 
         shipped = fresh()
-        shipped.load_state_dict(load_file(file))
+        shipped.load_state_dict(safetensors.load(file.read_bytes()))
         return shipped.eval()
     if kind == "torch_export":
-        return torch.export.load(file).module()
+        return torch.export.load(io.BytesIO(file.read_bytes())).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
 
 

@@ -52,6 +52,7 @@ class RunFolder:
         self.path = path
         try:
             self._lock = lock or RunLock(path)
+            self._lock.mark()
             for name in FILES if overwrite else ():
                 target = path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

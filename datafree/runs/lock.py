@@ -102,6 +102,9 @@ class RunLock:
             raise UserError(f"another command writes to {folder}: wait, or use another {flag}") from error
         except OSError:  # a file system that knows no locks
             pass
+
+    def mark(self) -> None:
+        """From now on the folder is a run's."""
         if not self._file.read(1):
             self._file.write(MARK)
             self._file.flush()

@@ -18,7 +18,7 @@ from datafree.data.image_folders import load_folder
 from datafree.data.image_set import ImageSet
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.build import arguments_of, build, source_of
-from datafree.networks.examine import examine, probe_input, settle_layout
+from datafree.networks.examine import examine, probe_input
 from datafree.networks.names import parse_arguments
 from datafree.networks.portable import describe, require_storable
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
@@ -177,10 +177,6 @@ def distill(settings: KDSettings) -> None:
     torch.manual_seed(s.seed)
     student = build(s.student, "--student", facts.num_classes).to(run.device)
     teacher = load_teacher(s.teacher, facts.num_classes, file, content, run.device, channels=3)
-    settle_layout(teacher, torch.zeros(1, 3, facts.img_size, facts.img_size, device=run.device))
-    found = examine(student, f"--student {s.student}", 3, facts.img_size, run.device, trained=True)
-    require_storable(student, f"--student {s.student}")
-    run.processes.leave_out(student, found.unused)
     test_images = run.load_split(s.dataset, "test", facts.img_size)
     images = transfer_set(s, run, facts)
     facts = replace(facts, classes=tuple(test_images.classes))
