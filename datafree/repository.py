@@ -192,10 +192,13 @@ class SampleRepository:
         Raises:
             ValueError: the repository is empty.
         """
-        places = self._rows["places"][self._order]
-        if self.world_size > 1:
-            places = places[self._rows["serials"][self._order] % self.world_size == self.rank]
-        if not len(places):
+        places, away = self._rows["places"][self._order], self._some_away
+        own = places[self._rows["serials"][self._order] % self.world_size == self.rank]
+        if len(own):
+            places = own
+        elif len(places):
+            away = True  # of so few samples none is this process's: it reads those of the others
+        else:
             raise ValueError("the repository is empty: synthesise before drawing from it")
         queue = places[:0]
         for _ in range(steps):
@@ -203,7 +206,7 @@ class SampleRepository:
                 shuffle = torch.randperm(len(places), generator=generator, device=self.device)
                 queue = torch.cat([queue, places[shuffle]])
             batch, queue = queue[:batch_size], queue[batch_size:]
-            yield self._mixed(batch) if self._some_away else self._images[batch]
+            yield self._mixed(batch) if away else self._images[batch]
 
     def _mixed(self, places: Tensor) -> Tensor:
         """Images from memory and from the log."""

@@ -147,3 +147,40 @@ def test_without_data_all_processes_hold_the_same_samples_out(tmp_path):
     one, other = (torch.load(tmp_path / f"student-rank{rank}.pth") for rank in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert [row["added"] for row in metrics(tmp_path / "none")] == [14] * 3
+
+
+SPARE = """
+from datafree import models
+from torch import nn
+
+
+def spare(num_classes):
+    network = models.create("wrn16_1", num_classes)
+    network.never_called = nn.Linear(3, 3)
+    return network
+"""
+
+
+def test_a_student_with_a_layer_that_is_never_called_and_one_sample_to_learn_from(two_processes):
+    cwd, _ = two_processes
+    (cwd / "spare.py").write_text(SPARE)
+    more = ("--save_dir", "one", "--student", "spare.py:spare", "--max_samples", "1")
+    done = torchrun(cwd, *more)
+    assert done.returncode == 0, done.stderr
+    assert {row["repository"] for row in metrics(cwd / "one")} == {1}
+    states = [torch.load(cwd / f"student-rank{rank}.pth") for rank in range(2)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_sample_that_only_the_first_process_reads_is_found_damaged_by_all(two_processes):
+    cwd, _ = two_processes
+    done = torchrun(cwd, "--save_dir", "flipped", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    samples = cwd / "flipped/samples.bin"
+    data = bytearray(samples.read_bytes())
+    data[len(data) // 3] ^= 1  # in samples of both checkpoints
+    samples.write_bytes(data)
+    os.remove(cwd / "flipped/summary.json")
+    done = torchrun(cwd, "--save_dir", "flipped", "--epochs", "3", "--resume")
+    assert done.returncode != 0
+    assert "samples.bin is damaged" in done.stderr
