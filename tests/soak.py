@@ -1,6 +1,7 @@
 """Kill a run at random moments, continue it each time, and see that it ends as one that was never stopped.
 
 python tests/soak.py [--kills 25] [--seed 0]     (make soak)
+python tests/soak.py --all --kills 100           (over all methods, with samples that come and go)
 """
 
 from __future__ import annotations
@@ -81,13 +82,19 @@ def wait_for(
 
 
 def soak(
-    teacher: Path, work: Path, epochs: int, kills: int, seed: int, say: Callable[[str], None] = print
+    teacher: Path,
+    work: Path,
+    epochs: int,
+    kills: int,
+    seed: int,
+    say: Callable[[str], None] = print,
+    flags: tuple[str, ...] = (),
 ) -> None:
     """Raises:
     AssertionError: the continued run differs from the uninterrupted one, or would not go on.
     """
     whole, broken = work / "whole", work / "broken"
-    done = start(command(teacher, whole, epochs))
+    done = start(command(teacher, whole, epochs, *flags))
     assert done.wait() == 0, done.stderr.read()
     rng = random.Random(seed)
     killed = 0
@@ -97,7 +104,7 @@ def soak(
             more = ["--resume"]
         elif broken.exists():
             more = ["--overwrite"]
-        process = start(command(teacher, broken, epochs, *more))
+        process = start(command(teacher, broken, epochs, *flags, *more))
         if killed < kills:
             moment = MOMENTS[killed % len(MOMENTS)]
             wait_for(moment, broken, process, rng, epochs // (2 * kills))
@@ -151,6 +158,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="a run of each method, with all components")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.pth"
@@ -158,7 +166,18 @@ def main() -> None:
         train = [sys.executable, str(ROOT / "train_scratch.py"), *words]
         subprocess.run(train, env=environment(), check=True)
         start_time = time.monotonic()
-        soak(teacher, Path(folder), args.epochs, args.kills, args.seed)
+        if args.all:
+            from datafree.methods import METHODS
+
+            for number, method in enumerate(METHODS):
+                kills = args.kills * (number + 1) // len(METHODS) - args.kills * number // len(METHODS)
+                work = Path(folder) / method
+                work.mkdir()
+                print(f"{method}:", flush=True)
+                flags = ("--method", method, *"--store_samples --dlw --blg --iho --max_samples 600".split())
+                soak(teacher, work, args.epochs, kills, args.seed + number, flags=flags)
+        else:
+            soak(teacher, Path(folder), args.epochs, args.kills, args.seed)
         print(f"{time.monotonic() - start_time:.0f} s")
 
 
