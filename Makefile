@@ -4,7 +4,8 @@
 # make derive   install, write docs/flags.md and datafree/keywords.pyi anew from the settings
 # make figures  install, draw the figures in show_result/ from the points there
 # make bench    install, compare speed and memory with the obvious implementation
-# make soak     install, kill a run 25 times and see that it ends as one that was never stopped
+# make soak     install, kill a run 25 times and see that it ends as one that was never stopped; then read
+#               500 runs that are damaged
 
 PYTHON ?= python3
 PIP_FLAGS ?=
@@ -43,6 +44,7 @@ figures: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(PY) tests/soak.py
+	FUZZ_CASES=500 $(PY) -m pytest -q tests/test_fuzz.py
 
 bench: $(INSTALLED)
 	$(PY) -W ignore benchmarks/bench.py

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 ORDER = ("Basic", "BLG", "DLW", "IHO", "DLW+BLG", "DLW+IHO", "BLG+IHO", "BSR")  # the paper's variants
 WORDS = {*COMPONENTS, "basic", "none", "bsr", "omz8"}  # in tags; the published ones say omz8 for BSR
+LARGEST = 1e6  # of a coordinate, a class or a count
 COLUMNS = 4  # panels beside each other at most
 
 
@@ -92,8 +94,13 @@ def read_csv(path: Path) -> np.ndarray:
     import numpy as np
 
     try:
-        return np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)[:, 1:]
-    except (OSError, ValueError, IndexError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a file without rows
+            rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)[:, 1:]
+        if not rows.size or not (np.abs(rows) < LARGEST).all():
+            raise ValueError("no numbers that can be drawn")
+        return rows
+    except (OSError, ValueError, IndexError, UserWarning) as error:
         raise UserError(f"cannot read {path} ({error}): make it with show_points_ablation.py") from error
 
 

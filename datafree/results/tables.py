@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from datafree.networks.names import NetworkName, Pair
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
 from datafree.runs.read import Run, labels
+from datafree.runs.schema import read_json
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,9 @@ def from_scratch(folder: Path, dataset: str, student: NetworkName, arguments: st
     there is no such file, or it is of a network with other arguments."""
     file = folder / f"{dataset}_{student.stem}.json"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         return float(content["test_top1"]) if content.get("model_args") == arguments else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

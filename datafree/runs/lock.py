@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from datafree.errors import UserError
 from datafree.runs.files import CHECKPOINT, CONFIG, FILES, LOCK, MARKS, PREVIOUS, TRAINING
+from datafree.runs.schema import read_json
 
 try:
     import fcntl
@@ -22,7 +22,6 @@ SETTINGS = {
     CONFIG: {"dataset", "method", "teacher", "student", "seed"},
     TRAINING: {"dataset", "model", "seed"},
 }
-LONGEST = 16 << 20  # bytes of settings
 
 
 def is_of_run(folder: Path) -> bool:
@@ -40,10 +39,8 @@ def _marked(folder: Path) -> bool:
 
 def _is_settings(file: Path, keys: set[str]) -> bool:
     try:
-        if not file.is_file() or file.stat().st_size > LONGEST:
-            return False
-        return keys <= json.loads(file.read_text("utf-8")).keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return keys <= read_json(file).keys()
+    except (OSError, ValueError):
         return False
 
 

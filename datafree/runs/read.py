@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from datafree.errors import UserError
 from datafree.methods import METHODS
 from datafree.networks.names import NetworkName, Pair
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
+from datafree.runs.schema import config_of, metrics_of, read_json, read_text, summary_of
 from datafree.settings import FIELDS, TABLE
 
 COMPONENTS = ("dlw", "blg", "iho")
@@ -51,16 +51,9 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """A dictionary an epoch."""
         try:
-            if not (self.path / METRICS).is_file():
-                raise FileNotFoundError(METRICS)
-            text = (self.path / METRICS).read_text(encoding="utf-8")
-            rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-            for row in rows:
-                seconds = row["seconds"].values()
-                if not all(isinstance(v, (int, float)) for v in (row["epoch"], row["test_top1"], *seconds)):
-                    raise TypeError("a figure that is no number")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{self.path} has no readable metrics ({error!r}): leave it out") from error
+            rows = metrics_of(read_text(self.path / METRICS))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path} has no readable metrics ({error}): leave it out") from error
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
         return rows
@@ -145,47 +138,21 @@ def read_run(path: Path, finished: bool = True) -> Run:
         UserError: it is no run, or not finished.
     """
     try:
-        summary: dict[str, Any] = {}
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        run = Run(path, config, summary)
-        _check(config)
-        if finished or (path / SUMMARY).is_file():
-            summary.update(json.loads((path / SUMMARY).read_text(encoding="utf-8")))
-            figures = [value for name, value in summary.items() if name != "device"]
-            if not all(isinstance(value, (int, float, type(None))) for value in figures):
-                raise TypeError("a figure that is no number")
-            float(summary["last_top1"])
+        config = config_of(read_json(path / CONFIG))
     except FileNotFoundError as error:
-        if (path / CONFIG).is_file():
-            raise UserError(
-                f"{path} is not finished: it has no {SUMMARY}; continue it with --resume"
-            ) from error
         raise UserError(f"{path} is no run: it has no {CONFIG}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        kind = "a finished run" if finished else "a run"
-        raise UserError(f"{path} cannot be read as {kind} ({error!r}): leave it out") from error
-    return run
-
-
-def _check(config: dict[str, Any]) -> None:
-    """See that a configuration, which may come from anywhere, is of the kinds that are relied on.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
-    kinds = {"dataset": str, "teacher": str, "student": str, "method": str, "seed": int}
-    optional = {"img_size": int, "classes": list, "mean": list, "std": list, "epochs": int, "dlw_mode": str}
-    for name, kind in (kinds | {name: kind for name, kind in optional.items() if name in config}).items():
-        if not isinstance(config[name], kind):
-            raise TypeError(f"{name} is {config[name]!r}")
-    for name in ("teacher", "student"):
-        NetworkName.parse(config[name])
-    for name, kind in (("classes", str), ("mean", float), ("std", float)):
-        if not all(isinstance(value, kind) for value in config.get(name, [])):
-            raise TypeError(f"{name} is {config[name]!r}")
-    for name in COMPONENTS if config["method"] in METHODS else ():
-        if not isinstance(config[name], bool) or (config["dlw"] and "dlw_mode" not in config):
-            raise TypeError(f"{name} is {config[name]!r}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a run ({CONFIG}: {error}): leave it out") from error
+    try:
+        return Run(path, config, summary_of(read_json(path / SUMMARY)))
+    except FileNotFoundError as error:
+        if not finished:
+            return Run(path, config, {})
+        raise UserError(f"{path} is not finished: it has no {SUMMARY}; continue it with --resume") from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a finished run ({SUMMARY}: {error}): leave it out"
+        ) from error
 
 
 def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:

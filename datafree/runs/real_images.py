@@ -26,6 +26,7 @@ from datafree.runs.environment import environment
 from datafree.runs.files import CHECKPOINT, CONFIG, METRICS, SUMMARY, TRAINING
 from datafree.runs.folder import RunFolder
 from datafree.runs.resume import state_of
+from datafree.runs.schema import read_json
 from datafree.runs.training import Forward, Trainer, TrainingRun
 from datafree.settings import KDSettings, TrainSettings
 from datafree.torch_utils import checkpoint
@@ -128,10 +129,10 @@ def _refuse_output(settings: TrainSettings, output: Path, folder: Path) -> None:
 def _is_of(figures: Path, output: Path) -> bool:
     """Whether a JSON file is what the training of a checkpoint has written."""
     try:
-        content = json.loads(figures.read_text(encoding="utf-8"))
+        content = read_json(figures)
         named = content.get("checkpoint", output.name)  # an earlier version did not say
         return {"model", "test_top1"} <= content.keys() and named == output.name
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError):
         return False
 
 

@@ -80,19 +80,23 @@ class SampleLog:
     def images(self, serials: Tensor) -> Tensor:
         """uint8 (n, C, H, W), on the CPU. The file is mapped only for the length of the call, so that
         what was read does not stay in the memory of the process."""
-        records = np.memmap(self.path, self.record, "r")
-        return torch.from_numpy(records["image"][serials.cpu().numpy()])
+        return torch.from_numpy(self._records()["image"][serials.cpu().numpy()])
 
     def read(self, serials: Tensor) -> Iterator[Samples]:
         """These samples, some megabytes at a time."""
         for part in serials.cpu().split(max(1, READ_BYTES // self.record.itemsize)):
-            records = np.memmap(self.path, self.record, "r")[part.numpy()]
+            records = self._records()[part.numpy()]
             yield Samples(
                 *(
                     torch.from_numpy(records[name].copy())  # a field of one record has odd strides
                     for name in ("image", "label", "features", "margin", "confidence")
                 )
             )
+
+    def _records(self) -> np.memmap:
+        """The whole ones: a kill can leave a part of one behind them."""
+        count = self.path.stat().st_size // self.record.itemsize
+        return np.memmap(self.path, self.record, "r", shape=(count,))
 
     def flush(self) -> None:
         """Return when the disk has it all."""

@@ -79,6 +79,9 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
         confidences = None
         if "confidence" in (log.record.names or ()):
             confidences = torch.from_numpy(records["confidence"].copy())
+        known = bool(((labels >= 0) & (labels < len(run.config["classes"]))).all())
+        if not known or not features.isfinite().all() or not margins.isfinite().all():
+            raise ValueError(f"{SAMPLES} is not as it was written")
         kept = torch.zeros(stored, dtype=torch.bool)
         kept[serials] = True
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
