@@ -96,6 +96,9 @@ from datafree.torch_utils.processes import Processes
 from making import flags
 from test_methods import TINY, distiller
 processes = Processes.started_by_torchrun(torch.device("cpu"))
+known = [torch.full((2, 2), 1.0 + processes.rank), torch.tensor([4.0 * processes.rank])]
+processes.average(known)
+assert known[0].eq(1.5).all() and known[1].eq(2.0).all()
 for method in METHODS:
     for more in ((), ("--cr", "0")) if method == "cmi" else ((),):
         made = distiller(flags("--method", method, *TINY, *more), processes)

@@ -141,8 +141,7 @@ def crop_windows(
 
     Returns:
         Scale and shift of rows, and of columns: a window reaches from shift - scale to shift + scale, of an
-            image
-        that reaches from -1 to 1.
+        image that reaches from -1 to 1.
     """
     area = scale[0] + (scale[1] - scale[0]) * u[0]
     low, high = math.log(ASPECT[0]), math.log(ASPECT[1])

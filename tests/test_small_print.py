@@ -1,0 +1,490 @@
+"""Numbers and orders that nothing else would notice: each of these has been got wrong on purpose, once."""
+
+import copy
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+from making import flags, named, samples
+from test_methods import CLASSES, NORMALIZE, TARGETS, TINY, TinyGenerator, classifier, context, distiller
+from test_tables import write_run
+from torch import nn
+from torch.nn import functional as F
+
+from datafree import losses, models
+from datafree.data.augment import ASPECT, Augment, OnlyNormalize, crop_windows
+from datafree.errors import Damaged, UserError
+from datafree.evaluation import MOST, HeldOut, evaluate
+from datafree.methods import METHODS
+from datafree.models.generator import Generator
+from datafree.repository import SampleRepository
+from datafree.results import model_card
+from datafree.results.report_tables import summary_table
+from datafree.results.shown import shown_runs
+from datafree.results.tables import collect, compare
+from datafree.runs.contact_sheet import contact_sheet
+from datafree.runs.export import Shipped
+from datafree.runs.export import compare as compare_logits
+from datafree.runs.lock import refuse_existing
+from datafree.runs.read import read_run
+from datafree.runs.sample_log import SampleLog
+from datafree.settings import resolve
+from datafree.synthesis import cmi, fast_meta
+from datafree.synthesis.base import draw_weights, frozen
+from datafree.synthesis.create import create_synthesizer
+from datafree.torch_utils import checkpoint
+
+
+class Says(nn.Module):
+    """Gives the same logits whatever it sees."""
+
+    def __init__(self, *logits: float):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+@pytest.fixture
+def networks():
+    return classifier(0).requires_grad_(False), classifier(1)
+
+
+CPU = torch.device("cpu")
+GREY = torch.full((4, 3, 8, 8), 128, dtype=torch.uint8)
+
+
+# Headline figures
+
+
+def test_a_student_agrees_with_its_teacher_only_where_both_give_the_same_class():
+    held = HeldOut((3, 8, 8), Says(0.0, 1.0), NORMALIZE, CPU)
+    held.images = GREY
+    assert held.evaluate(Says(0.0, 2.0)).top1 == 100
+    assert held.evaluate(Says(2.0, 0.0)).top1 == 0
+
+
+def test_the_fifth_class_counts_for_top_5_and_the_sixth_does_not():
+    network = Says(*(6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
+    for label, top1, top5 in ((0, 100, 100), (4, 0, 100), (5, 0, 0)):
+        scores = evaluate(network, [(GREY, torch.full((4,), label))], NORMALIZE, CPU)
+        assert (scores.top1, scores.top5) == (top1, top5)
+
+
+def test_runs_are_compared_seed_by_seed_with_students_t(tmp_path):
+    from scipy.stats import ttest_rel
+
+    a, b = {0: 94.0, 1: 80.0, 2: 90.5}, {2: 90.0, 0: 93.0, 1: 80.5}
+    for method, lasts in (("bsr", a), ("fast_meta", b)):
+        for seed, last in lasts.items():
+            write_run(tmp_path / f"{method}-{seed}", seed, last, method)
+    rows = collect([read_run(path) for path in sorted(tmp_path.iterdir())])
+    test = ttest_rel(list(a.values()), [b[seed] for seed in a])
+    interval = test.confidence_interval(0.95)
+    expected = f"+0.33 points, 95 % confidence {interval.low:+.2f} to {interval.high:+.2f} (3 shared seeds)"
+    assert expected in compare(rows, "bsr", "fast_meta")
+
+
+def test_hours_are_hours(tmp_path):
+    write_run(tmp_path / "run")
+    assert read_run(tmp_path / "run").figures["hours"] == 120 / 3600
+
+
+def test_an_exported_student_is_compared_with_what_was_exported():
+    shipped = Shipped(Says(0.0, 1.0), (0.5,) * 3, (0.5,) * 3)
+    images = torch.rand(4, 3, 8, 8)
+    assert compare_logits(shipped, shipped, images) == (0, 1)
+    with pytest.raises(UserError, match=r"logits differ by 1 from"):
+        compare_logits(shipped, lambda given: shipped(given) * 2, images)
+
+
+def test_a_model_card_gives_the_time_of_one_image(tmp_path, monkeypatch):
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(model_card, "milliseconds", lambda *_: 64.0)
+    line = model_card._measured(
+        "student", read_run(tmp_path / "run"), Says(0.0, 1.0), torch.rand(32, 3, 8, 8)
+    )
+    assert line.endswith("| 2 | 0.00 | 2.00 |")
+
+
+def test_a_contact_sheet_shows_the_newest_samples_first():
+    repository = SampleRepository((3, 8, 8), 1, 2)
+    shades = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
+    repository.add(samples(shades, torch.zeros(20, dtype=torch.long), torch.zeros(20, 1)))
+    sheet = np.array(contact_sheet(repository, ["a", "b"]))
+    row = sheet[34, 96 + 32 :: 66, 0][:16]
+    assert row.tolist() == [190 - 10 * column for column in range(16)]
+
+
+def test_a_report_names_the_best_epoch_and_the_last_apart(tmp_path):
+    write_run(tmp_path / "run", last=90.0, epochs=1)
+    run = read_run(tmp_path / "run")
+    assert (run.figures["last_top1"], run.figures["best_top1_chosen_on_test_data"]) == (90, 91)
+    assert run.figures["best_minus_last"] == 1
+    row = {"epoch": 0, "test_top1": 90.0, "seconds": {"synthesis": 1.0}}
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = re.sub(r"<[^>]*>|\n", " ", summary_table(shown_runs([read_run(tmp_path / "run")])))
+    assert re.search(r"last epoch\S*\s+90\.00", text), text
+    assert re.search(r"best\D*91\.00", text), text
+
+
+# Safety
+
+
+def test_a_sample_log_knows_its_checksum_after_it_was_continued(tmp_path):
+    log = SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1)
+    some = samples(torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.long), torch.zeros(5, 1))
+    log.append(some)
+    for count in (10, 15):
+        again = SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1)
+        again.require(count - 5, log.checksum)
+        again.truncate(count - 5)
+        again.append(some)
+        log = again
+    SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1).require(15, log.checksum)
+    with pytest.raises(Damaged):
+        SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1).require(15, log.checksum ^ 1)
+
+
+def test_links_in_a_run_folder_are_not_followed(tmp_path):
+    (tmp_path / "theirs").write_text("mine")
+    for name in ("log.txt", ".lock", "student.pth", "images"):
+        folder = tmp_path / f"run-{name}"
+        folder.mkdir()
+        (folder / name).symlink_to(tmp_path / "theirs")
+        with pytest.raises(UserError, match="is a link, which a run never makes"):
+            refuse_existing(folder, resume=False, overwrite=True)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_others_place(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *given, real=real, name=name: (done.append(name), real(*given))[1]
+        )
+    checkpoint.save({"a": 1}, tmp_path / "a.pth")
+    assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+# Settings
+
+_ALL = {"warmup": 20, "lr": 0.2, "kd_steps": 400, "ep_steps": 400, "g_steps": 10, "lr_g": 2e-3, "lr_z": 0.01}
+_ALL |= {"adv": 1.33, "bn": 10.0, "oh": 0.5, "bn_mmt": 0.9, "reset_l0": 1, "reset_bn": 0, "is_maml": 1}
+_ALL |= {
+    "act": 0.0,
+    "balance": 0.0,
+    "cr": 0.8,
+    "cr_T": 0.2,
+    "tv": 2.5e-5,
+    "l2": 3e-8,
+    "batch_size": 256,
+    "T": 20.0,
+}
+_ALL |= {"epochs": 420, "momentum": 0.9, "weight_decay": 1e-4, "oh_min": 0.5, "oh_max": 1.0, "oh_step": 0.1}
+_ALL |= {"oh_memory_size": 8, "rounds": 1}
+_OLD = {"epochs": 200, "warmup": 0, "lr": 0.1}
+_GENERATIVE = {**_OLD, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0, "T": 1.0}
+DEFAULTS = {
+    "bsr": {},
+    "fast_meta": {"epochs": 220},
+    "fast": {"epochs": 220},
+    "cmi": {**_OLD, "g_steps": 200, "lr_g": 1e-3, "lr_z": 1e-3, "adv": 0.5, "bn": 1.0, "oh": 1.0},
+    "deepinv": {**_OLD, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
+    "dafl": {**_GENERATIVE, "adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0},
+    "zskt": _GENERATIVE,
+    "dfad": _GENERATIVE,
+    "dfq": {**_GENERATIVE, "kd_steps": 10, "bn": 1.0, "oh": 1.0, "balance": 20.0},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_settings_of_each_method_are_these(method):
+    settings, _ = resolve({"method": method, "teacher": named("resnet34"), "student": named("resnet18")})
+    for name, value in {**_ALL, **DEFAULTS[method]}.items():
+        assert getattr(settings, name) == value, name
+    assert (settings.dlw, settings.blg, settings.iho) == (method == "bsr",) * 3
+
+
+def test_what_each_method_is_made_of_is_this():
+    made = {name: (one.nz, one.start, one.stores, one.divergence) for name, one in METHODS.items()}
+    storing = dict.fromkeys(("bsr", "fast_meta", "fast", "cmi", "deepinv"), (256, 2, True, "kl"))
+    fresh = {"dafl": (512, 4, False, "kl"), "zskt": (256, 4, False, "kl"), "dfq": (256, 4, False, "kl")}
+    assert made == {**storing, **fresh, "dfad": (256, 4, False, "l1")}
+    assert cmi.BANK_SIZE == 40_960
+    assert cmi.NEGATIVES == 4_096
+    assert fast_meta.RESET_CALL == 120
+    assert METHODS["fast_meta"].rates == {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
+
+
+def made_by(method, networks, rng, *more, side=8, generator=None):
+    settings = flags("--method", method, *TINY, *more)
+    return create_synthesizer(context(networks, rng, side), settings), settings
+
+
+@pytest.mark.parametrize(
+    ("name", "term"), [("act", "act"), ("balance", "balance"), ("bn", "bn"), ("oh", "oh")]
+)
+def test_each_weight_of_a_generative_method_weighs_its_own_term(name, term, networks, rng):
+    others = [
+        word for other in ("adv", "bn", "act", "balance") for word in (f"--{other}", 0) if other != name
+    ]
+    more = others if name == "oh" else [*others, f"--{name}", 3]
+    synthesizer, _ = made_by("dafl", networks, rng, *more)
+    total, terms = synthesizer._loss(torch.rand(6, 3, 8, 8), TARGETS, 3.0 if name == "oh" else 0.0)
+    torch.testing.assert_close(total, 3 * terms[term])
+
+
+@pytest.mark.parametrize(("name", "term"), [("tv", losses.total_variation), ("l2", losses.l2_norm)])
+def test_each_prior_of_deepinversion_has_its_own_weight(name, term, networks, rng):
+    zero = [word for other in ("adv", "bn", "tv", "l2") if other != name for word in (f"--{other}", 0)]
+    synthesizer, _ = made_by("deepinv", networks, rng, *zero, f"--{name}", 3)
+    inputs = torch.rand(6, 3, 8, 8)
+    torch.testing.assert_close(synthesizer._loss(inputs, TARGETS, 0.0)[0], 3 * term(inputs))
+
+
+def test_the_optimisers_have_the_published_rates(networks, rng, monkeypatch):
+    made = []
+    real = torch.optim.Adam
+
+    def adam(groups, lr=1e-3, betas=(0.9, 0.999)):
+        made.append(real(groups, lr, betas=betas))
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    generator = Generator(256, 64, 8, 3)
+    synthesizer = cmi.CMISynthesizer(
+        context(networks, rng), flags("--method", "cmi", *TINY, "--lr_g", 0.003, "--lr_z", 0.07), generator
+    )
+    synthesizer.synthesize(TARGETS, 1.0)
+    head, own = made
+    assert [group["lr"] for group in head.param_groups] == [0.003]
+    assert [group["lr"] for group in own.param_groups] == [0.003, 0.07]
+    assert own.defaults["betas"] == (0.5, 0.999)
+    made.clear()
+    made_by("deepinv", networks, rng, "--lr_g", 0.2)[0].synthesize(TARGETS, 1.0)
+    assert (made[0].defaults["lr"], made[0].defaults["betas"]) == (0.2, (0.5, 0.99))
+    made.clear()
+    synthesizer, _ = made_by("bsr", networks, rng, "--lr_g", 0.003, "--lr_z", 0.07)
+    synthesizer.synthesize(TARGETS, 1.0)
+    assert [group["lr"] for group in made[0].param_groups] == [0.006]  # the meta step: times g_steps
+    assert [group["lr"] for group in made[1].param_groups] == [0.003, 0.07]
+
+
+# Synthesis
+
+
+@pytest.mark.parametrize("reset", ["reset_l0", "reset_bn"])
+def test_the_generator_is_drawn_anew_once_and_only_its_first_layers_or_its_batchnorm(
+    reset, networks, rng, monkeypatch
+):
+    other = {"reset_l0": "reset_bn", "reset_bn": "reset_l0"}[reset]
+    synthesizer, _ = made_by("bsr", networks, rng, f"--{reset}", 1, f"--{other}", 0, "--warmup", 3)
+    drawn, real = [], synthesizer._reset_generator
+    monkeypatch.setattr(synthesizer, "_reset_generator", lambda: drawn.append(synthesizer.calls))
+    synthesizer.calls = 121
+    for _ in range(4):
+        synthesizer.synthesize(TARGETS, 1.0)
+    assert drawn == [123]
+    generator = synthesizer.generator
+    with torch.no_grad():
+        for value in generator.parameters():
+            value.fill_(7.0)
+    real()
+    first = {"l1.0", "conv_blocks.0"}
+    for name, layer in generator.named_modules():
+        if not list(layer.parameters(recurse=False)):
+            continue
+        bn = isinstance(layer, nn.BatchNorm2d)
+        if (name in first) if reset == "reset_l0" else bn:
+            mean, most = (1.0, 0.021) if reset == "reset_bn" else (0.0, 0.021)
+            assert abs(layer.weight.mean() - mean) < 0.01, name
+            assert 0.017 < layer.weight.std() < 0.023 or len(layer.weight) < 100, name
+            assert (layer.weight - mean).abs().max() < 6 * most
+            assert not layer.bias.any()
+        else:
+            assert (layer.weight == 7).all(), name
+
+
+def test_weights_are_drawn_with_the_published_moments():
+    network = nn.Sequential(nn.Linear(200, 200), nn.Conv2d(40, 40, 5), nn.BatchNorm2d(5000))
+    with torch.no_grad():
+        for value in network.parameters():
+            value.fill_(7.0)
+    draw_weights(network, torch.Generator().manual_seed(0))
+    for layer, mean in zip(network, (0, 0, 1), strict=True):
+        assert abs(layer.weight.mean() - mean) < 2e-3
+        assert abs(layer.weight.std() - 0.02) < 1e-3
+        assert not layer.bias.any()
+
+
+def test_what_was_frozen_before_stays_frozen_and_what_was_in_eval_mode_in_it():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    network[0].requires_grad_(False)
+    network.train()
+    network[1].eval()
+    with frozen(network):
+        assert not any(value.requires_grad for value in network.parameters())
+        assert not any(module.training for module in network.modules())
+    assert [value.requires_grad for value in network.parameters()] == [False, False, True, True]
+    assert [module.training for module in network] == [True, False, True]
+
+
+def test_a_full_bank_forgets_its_oldest_views(networks, rng, monkeypatch):
+    monkeypatch.setattr(cmi, "BANK_SIZE", 9)
+    synthesizer = cmi.CMISynthesizer(
+        context(networks, rng), flags("--method", "cmi", *TINY, "--cr", 0), TinyGenerator()
+    )
+    monkeypatch.setattr(cmi, "draw_weights", lambda *_: None)
+    banks = []
+    for _ in range(3):
+        synthesizer.synthesize(TARGETS, 1.0)
+        banks.append(synthesizer.bank.clone())
+    assert [len(bank) for bank in banks] == [6, 9, 9]
+    assert torch.equal(banks[1][:3], banks[0][3:])
+    assert torch.equal(banks[2][:3], banks[1][6:])
+
+
+def test_deepinversion_shifts_a_batch_to_all_25_places_and_mirrors_it(networks, rng):
+    synthesizer, _ = made_by("deepinv", networks, rng, side=16)
+    synthesizer.flip = True
+    pixels = torch.arange(256.0).view(1, 1, 16, 16)
+    seen = {tuple(synthesizer._jitter(pixels)[0, 0, 0, :2].tolist()) for _ in range(2000)}
+    assert len(seen) == 50
+
+
+def test_all_81_crops_are_drawn_about_equally_often_and_half_are_mirrored(rng):
+    augment = Augment(NORMALIZE, flip=True)
+    shifts = augment._pixel_shifts(81_000, rng)
+    counts = torch.bincount((shifts[0] + 4) * 9 + shifts[1] + 4, minlength=81)
+    assert len(counts) == 81
+    assert 850 < counts.min() <= counts.max() < 1150
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., 4] = 1
+    warped = augment.warp(image.expand(2000, -1, -1, -1), rng)
+    columns = set(warped.sum((1, 2)).argmax(1).tolist())
+    assert columns == set(range(8))
+
+
+def test_windows_reach_both_ends_of_aspect_area_and_place():
+    u = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]])
+    (height, top), (width, left) = crop_windows(u, (0.08, 0.75))
+    area = torch.tensor([0.08, 0.08, 0.75, 0.75])
+    torch.testing.assert_close(height * width, area)
+    ratio = torch.tensor([ASPECT[0], ASPECT[1]] * 2)
+    torch.testing.assert_close(width / height, ratio)
+    assert ASPECT == (3 / 4, 4 / 3)
+    torch.testing.assert_close(top, torch.tensor([-1.0, -1.0, 1.0, 1.0]) * (1 - height))
+    torch.testing.assert_close(left, torch.tensor([-1.0, 1.0, -1.0, 1.0]) * (1 - width))
+
+
+def test_fresh_samples_are_made_in_train_mode_and_cost_no_gradient(networks, rng):
+    synthesizer, _ = made_by("dfq", networks, rng)
+    synthesizer.generator.eval()
+    images = synthesizer.sample(6)
+    assert not images.requires_grad
+    assert synthesizer.generator.training
+    assert 0 <= images.min() < images.max() <= 1
+
+
+def test_the_mean_difference_of_logits_is_over_the_temperature():
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 5.0]])
+    assert losses.divergence("l1", a, b, 2.0) == 1.0
+    kl = F.kl_div((a / 2).log_softmax(1), (b / 2).softmax(1), reduction="batchmean") * 4
+    torch.testing.assert_close(losses.divergence("kl", a, b, 2.0), kl)
+
+
+# The loop
+
+
+def test_images_from_elsewhere_are_labelled_as_the_teacher_sees_them():
+    made = distiller(flags("--method", "cmi", *TINY))
+    images = (torch.rand(5, 3, 8, 8) * 255).byte()
+    made.store(images)
+    logits = made.teacher(NORMALIZE(images / 255))
+    assert torch.equal(made.repository.labels, logits.argmax(1))
+    assert torch.equal(made.repository.images(torch.arange(5)), images)
+    top = logits.softmax(1).topk(2).values
+    torch.testing.assert_close(made.repository.margins, top[:, 0] - top[:, 1])
+
+
+def test_samples_held_out_never_train_and_are_no_more_than_their_bound():
+    held = HeldOut((1, 1, 1), Says(0.0, 1.0), NORMALIZE, CPU)
+    numbers = torch.arange(MOST * 8 + 160)
+    images = (numbers % 256).byte().view(-1, 1, 1, 1)
+    kept = []
+    for part in numbers.split(7):
+        some = samples(images[part], part, torch.zeros(len(part), 1))
+        kept.append(held.take(some).labels)
+    trained = set(torch.cat(kept).tolist())
+    out = [number for number in numbers.tolist() if number not in trained]
+    assert out == list(range(7, len(numbers), 8))
+    assert len(held.images) == MOST == 2_000
+    assert torch.equal(held.images, images[torch.tensor(out[-MOST:])])
+
+
+def test_agreement_is_measured_in_the_warm_up_too_while_accuracy_waits():
+    made = distiller(flags("--method", "bsr", *TINY, "--warmup", 2, "--epochs", 9))
+    made.held_out = HeldOut((3, 8, 8), made.teacher, NORMALIZE, CPU)
+    scored, real = [], made.evaluate
+    made.evaluate = lambda network: (scored.append(1), real(network))[1]
+    rows = [made.run_epoch(epoch) for epoch in range(4)]
+    assert all("agreement" in row for row in rows)
+    assert len(scored) == 3  # once at first, and after each of the two trained epochs
+    assert len(made.held_out.images) + len(made.repository) + sum(row["removed"] for row in rows) == 4 * 16
+
+
+@pytest.mark.parametrize("flag", ["--batch_size", "--synthesis_batch_size"])
+def test_no_batch_is_of_one_image(flag):
+    with pytest.raises(UserError, match="a batch needs 2 images or more"):
+        flags(flag, 1)
+
+
+# Networks
+
+# Standard deviations of initial weights: He et al. for fan out or fan in, else PyTorch's own.
+STARTS = [
+    ("resnet20", "conv1.weight", math.sqrt(2 / (16 * 9))),
+    ("resnet20", "linear.weight", math.sqrt(2 / 64)),
+    ("resnet8x4", "conv1.weight", math.sqrt(2 / (32 * 9))),
+    ("wrn40_2", "block3.layer.0.conv1.weight", math.sqrt(2 / (128 * 9))),
+    ("vgg11", "classifier.weight", 0.01),
+    ("mobilenetv2", "linear.1.weight", 0.01),
+    ("mobilenetv2", "module.follow_Conv.baseConv.0.weight", math.sqrt(2 / 1280)),
+]
+
+
+@pytest.mark.parametrize(("arch", "key", "deviation"), STARTS)
+def test_networks_start_with_the_published_deviations(arch, key, deviation):
+    torch.manual_seed(0)
+    weight = models.create(arch, 100).state_dict()[key]
+    assert weight.std().item() == pytest.approx(deviation, rel=0.06)
+
+
+def test_dropout_is_where_it_was_published():
+    rates = {
+        name: [layer.p for layer in models.create(name, 10).modules() if isinstance(layer, nn.Dropout)]
+        for name in ("mobilenetv2", "resnet18", "wrn40_2", "vgg11", "shufflenetv2")
+    }
+    assert rates == {"mobilenetv2": [0.5], "resnet18": [], "wrn40_2": [], "vgg11": [], "shufflenetv2": []}
+
+
+def test_larger_images_go_through_the_same_weights_as_published():
+    torch.manual_seed(0)
+    network = models.create("resnet20", 10).eval()
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 10)
+    generator = Generator(256, 64, 64, 3)
+    assert generator.eval()(torch.zeros(1, 256)).shape == (1, 3, 64, 64)
+    assert copy.deepcopy(generator.l1[0]).weight.shape[0] == 128 * 16 * 16
+
+
+def test_students_learn_without_the_augmentation_of_a_synthesis():
+    augment = Augment(NORMALIZE, flip=True, large_scale=(0.75, 1.0))
+    assert augment.for_training().large_scale == (0.08, 1.0)
+    assert isinstance(OnlyNormalize(NORMALIZE), Augment)
+    assert classifier(0)(torch.rand(1, 3, 8, 8)).shape == (1, CLASSES)
