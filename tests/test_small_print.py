@@ -187,7 +187,7 @@ _ALL |= {
     "T": 20.0,
 }
 _ALL |= {"epochs": 420, "momentum": 0.9, "weight_decay": 1e-4, "oh_min": 0.5, "oh_max": 1.0, "oh_step": 0.1}
-_ALL |= {"oh_memory_size": 8, "rounds": 1}
+_ALL |= {"oh_memory_size": 8}
 _OLD = {"epochs": 200, "warmup": 0, "lr": 0.1}
 _GENERATIVE = {**_OLD, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0, "T": 1.0}
 DEFAULTS = {
@@ -208,6 +208,9 @@ def test_the_published_settings_of_each_method_are_these(method):
     settings, _ = resolve({"method": method, "teacher": named("resnet34"), "student": named("resnet18")})
     for name, value in {**_ALL, **DEFAULTS[method]}.items():
         assert getattr(settings, name) == value, name
+    assert settings.rounds == (
+        settings.ep_steps // settings.kd_steps if "balance" in METHODS[method].takes else 1
+    )
     assert (settings.dlw, settings.blg, settings.iho) == (method == "bsr",) * 3
 
 

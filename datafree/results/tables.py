@@ -99,8 +99,9 @@ def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) ->
 def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
     """What the rows of one pair are compared with: their teacher, and the student trained on real images.
 
-    Teachers with different `teacher_args` are different networks: each has its own figure. Rows with different
-    `student_args` are compared with no student from scratch, and others with one of the same arguments.
+    Teachers with different `teacher_args` are different networks: each has its own figure. Rows with
+    different `student_args` are compared with no student from scratch, and others with one of the same
+    arguments.
     """
     dataset, pair = rows[0].dataset, rows[0].pair
     teachers: dict[Any, set[float]] = defaultdict(set)

@@ -1,0 +1,388 @@
+"""Change one line of the code at a time, and see that a test notices.
+
+python tests/mutate.py [--only N] [--jobs 2]
+
+Each mutant is applied to a copy of the project, in which the tests that are to notice it run. A mutant that
+survives is a line that could be wrong without anybody noticing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LEFT_OUT = (".git", ".venv", "run", "data", "build", "checkpoints", "__pycache__", "*.egg-info", ".*_cache")
+SECONDS = 600
+
+
+class Mutant(NamedTuple):
+    file: str  # below datafree/, or models/
+    old: str  # occurs once
+    new: str
+    tests: str  # pytest's arguments
+
+
+PRINT = "tests/test_small_print.py"
+GOLDEN = "tests/test_golden.py"
+PARTS = "tests/test_components.py"
+METHODS = "tests/test_methods.py"
+EPOCH = "tests/test_epoch.py"
+STRANGERS = "tests/test_strangers.py"
+ODD = "tests/test_odd_networks.py"
+MUTANTS = [
+    # Headline figures
+    Mutant("evaluation.py", ".argmax(1)\n\n", ".argmax(1) * 0\n\n", PRINT),
+    Mutant("evaluation.py", "logits.topk(min(5, ", "logits.topk(min(4, ", PRINT),
+    Mutant("evaluation.py", "100 * correct / count,", "100 * correct5 / count,", PRINT),
+    Mutant("evaluation.py", "[-self.most :]", "[: self.most]", PRINT),
+    Mutant("evaluation.py", "EVERY == EVERY - 1", "EVERY == 0", PRINT),
+    Mutant("evaluation.py", "return samples[~held]", "return samples", PRINT),
+    Mutant(
+        "results/tables.py",
+        "for seed in sorted(a.keys() & b.keys())",
+        "for seed in a.keys() & b.keys()",
+        PRINT,
+    ),
+    Mutant("results/tables.py", "[a[seed] - b[seed]", "[sorted(a.values())[0] - b[seed]", PRINT),
+    Mutant("results/tables.py", "math.sqrt(len(differences))\n", "len(differences)\n", PRINT),
+    Mutant(
+        "results/tables.py", "t.ppf(0.975, len(differences) - 1)", "t.ppf(0.975, len(differences))", PRINT
+    ),
+    Mutant(
+        "results/tables.py",
+        "{stdev(values):.{digits}f}",
+        "{stdev(values) / len(values) ** 0.5:.{digits}f}",
+        "tests/test_tables.py -k deviations",
+    ),
+    Mutant(
+        "results/published.py",
+        'else f"{number(figure)}*"',
+        "else number(figure)",
+        "tests/test_tables.py -k star",
+    ),
+    Mutant("runs/read.py", 'found["seconds"] / 3600', 'found["seconds"] / 60', PRINT),
+    Mutant("runs/read.py", '- found["last_top1"]', '- found["best_top1_chosen_on_test_data"]', PRINT),
+    Mutant(
+        "runs/read.py",
+        "rows[-math.ceil(len(rows) / 5) :]",
+        "rows[: math.ceil(len(rows) / 5)]",
+        "tests/test_tables.py -k fifth",
+    ),
+    Mutant(
+        "runs/export.py",
+        "ours, theirs = shipped(images), exported(images)",
+        "ours, theirs = shipped(images), shipped(images)",
+        PRINT,
+    ),
+    Mutant(
+        "results/model_card.py",
+        "milliseconds(network, images) / len(images)",
+        "milliseconds(network, images)",
+        PRINT,
+    ),
+    Mutant(
+        "results/report_samples.py",
+        ".norm(dim=1).argsort()]",
+        ".norm(dim=1).argsort(descending=True)]",
+        "tests/test_figures.py -k whiskers",
+    ),
+    Mutant("runs/contact_sheet.py", ".squeeze(1).flip(0)[", ".squeeze(1)[", PRINT),
+    # Safety
+    Mutant("runs/sample_log.py", "        self.checksum = found\n", "", PRINT),
+    Mutant("runs/sample_log.py", "if found != checksum:", "if False:", PRINT),
+    Mutant(
+        "runs/sample_log.py",
+        "if self.writable and self.path.exists() and self.path.stat().st_nlink > 1:",
+        "if False:",
+        "tests/test_faults.py -k links",
+    ),
+    Mutant(
+        "runs/sample_log.py",
+        "torch.from_numpy(records[name].copy())",
+        "torch.from_numpy(records[name])",
+        "tests/test_faults.py -k single",
+    ),
+    Mutant("runs/lock.py", "    if links:\n", "    if False:\n", PRINT),
+    Mutant("runs/lock.py", "if found and not (is_run or bare):", "if False:", STRANGERS + " -k someone"),
+    Mutant("runs/lock.py", "        if not same:\n", "        if False:\n", STRANGERS + " -k goes"),
+    Mutant(
+        "runs/lock.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "tests/test_faults.py -k another",
+    ),
+    Mutant("torch_utils/checkpoint.py", "            os.fsync(file.fileno())\n", "", PRINT),
+    Mutant(
+        "torch_utils/checkpoint.py",
+        "value.numel() * value.element_size() > size",
+        "False",
+        STRANGERS + " -k kinds",
+    ),
+    Mutant(
+        "torch_utils/checkpoint.py",
+        "if hashlib.sha256(data).digest() != ",
+        "if False and hashlib.sha256(data).digest() != ",
+        "tests/test_faults.py -k spoilt_checkpoints",
+    ),
+    Mutant(
+        "torch_utils/unpickle.py",
+        "if (module, name) not in KNOWN:",
+        "if module == 'os':",
+        STRANGERS + " -k asks",
+    ),
+    Mutant("torch_utils/unpickle.py", "if code != pickle.BYTEARRAY8[0]", "if True", STRANGERS + " -k claims"),
+    Mutant("torch_utils/unpickle.py", "pickle._Unpickler", "pickle.Unpickler", STRANGERS + " -k claims"),
+    Mutant(
+        "torch_utils/budget.py",
+        "        self.bytes -= _takes(function, args, kwargs)\n",
+        "",
+        STRANGERS + " -k description",
+    ),
+    Mutant("torch_utils/budget.py", "        self.operations -= 1\n", "", STRANGERS + " -k description"),
+    Mutant(
+        "networks/portable.py", "arguments = without_weights(arguments)", "pass", STRANGERS + " -k connection"
+    ),
+    Mutant(
+        "runs/resume.py",
+        "if before.get(name, value) != value]",
+        "if False]",
+        "tests/test_scripts.py -k resum",
+    ),
+    Mutant("runs/schema.py", "if not stat.S_ISREG(", "if False and stat.S_ISREG(", "tests/test_fuzz.py"),
+    Mutant("runs/stored.py", "if not known or", "if", "tests/test_fuzz.py"),
+    Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
+    Mutant("networks/examine.py", "    if own._version != before:", "    if False:", ODD),
+    # Published settings and wiring
+    Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', PRINT),
+    Mutant("methods.py", '"lr_g": 0.1,', '"lr_g": 0.01,', PRINT),
+    Mutant("methods.py", '"act": 0.001', '"act": 0.01', PRINT),
+    Mutant("methods.py", "nz=512", "nz=256", PRINT),
+    Mutant("methods.py", 'divergence="l1"', 'divergence="kl"', PRINT),
+    Mutant("methods.py", "5: (3e-3, 0.01)", "5: (2e-3, 0.01)", PRINT),
+    Mutant(
+        "synthesis/generative.py",
+        '"act": s.act, "balance": s.balance',
+        '"act": s.balance, "balance": s.act',
+        PRINT,
+    ),
+    Mutant("synthesis/generative.py", "self.generator.train()(", "self.generator.eval()(", PRINT),
+    Mutant("synthesis/deepinv.py", '"tv": s.tv, "l2": s.l2', '"tv": s.l2, "l2": s.tv', PRINT),
+    Mutant("synthesis/deepinv.py", "ADAM_BETAS = (0.5, 0.99)", "ADAM_BETAS = (0.5, 0.999)", PRINT),
+    Mutant("synthesis/deepinv.py", "torch.randint(-reach, reach + 1", "torch.randint(-reach, reach", PRINT),
+    Mutant("synthesis/fast_meta.py", "if self.settings.reset_l0:", "if self.settings.reset_bn:", PRINT),
+    Mutant(
+        "synthesis/fast_meta.py", "self.calls == RESET_CALL + s.warmup", "self.calls == RESET_CALL", PRINT
+    ),
+    Mutant("synthesis/fast_meta.py", "value.normal_(0, 0.02", "value.normal_(0, 0.2", PRINT),
+    Mutant("synthesis/fast_meta.py", "lr=settings.lr_g * settings.g_steps", "lr=settings.lr_g", PRINT),
+    Mutant(
+        "synthesis/fast_meta.py", "self.calls >= s.warmup", "self.calls > s.warmup", GOLDEN + " -k synthesis"
+    ),
+    Mutant("synthesis/fast_meta.py", "REPTILE_SCALE = 67", "REPTILE_SCALE = 66", GOLDEN + " -k synthesis"),
+    Mutant("synthesis/cmi.py", "[-BANK_SIZE:]", "[:BANK_SIZE]", PRINT),
+    Mutant(
+        "synthesis/cmi.py",
+        "Adam(self.head.parameters(), settings.lr_g)",
+        "Adam(self.head.parameters(), settings.lr_z)",
+        PRINT,
+    ),
+    Mutant(
+        "synthesis/base.py",
+        "better = total < self._lowest",
+        "better = total > self._lowest",
+        GOLDEN + " -k synthesis",
+    ),
+    Mutant("synthesis/base.py", "parameter.requires_grad_(flag)", "parameter.requires_grad_(True)", PRINT),
+    Mutant(
+        "synthesis/base.py", "1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02", "0.0, 0.02", PRINT
+    ),
+    Mutant(
+        "losses.py",
+        "return F.l1_loss(student_logits, teacher_logits) / temperature",
+        "return F.l1_loss(student_logits, teacher_logits) * temperature",
+        PRINT,
+    ),
+    Mutant("losses.py", "log_target=True) * temperature**2", "log_target=True)", PRINT),
+    Mutant(
+        "losses.py",
+        "return -(divergence * agree).mean()",
+        "return -divergence.mean()",
+        GOLDEN + " -k loss_terms",
+    ),
+    Mutant("losses.py", "candidates.detach().T", "candidates.T", METHODS + " " + GOLDEN + " -k cmi"),
+    # BSR
+    Mutant(
+        "dlw.py",
+        "if _new_minimum(self.adversarial_losses) and _new",
+        "if _new_minimum(self.adversarial_losses) or _new",
+        PARTS + " -k dlw",
+    ),
+    Mutant(
+        "dlw.py", "self.alpha += self.oh_step", "self.alpha = self.oh_min + self.oh_step", PARTS + " -k dlw"
+    ),
+    Mutant("blg.py", "        shortage = torch.ones_like(shortage)\n", "        pass\n", PARTS + " -k blg"),
+    Mutant(
+        "iho.py", "(factors < low) | (factors > high)", "(factors > high)", GOLDEN + " " + PARTS + " -k iho"
+    ),
+    Mutant(
+        "iho.py",
+        "math.ceil(batch_size / num_classes) + 1",
+        "math.ceil(batch_size / num_classes)",
+        GOLDEN + " " + PARTS + " -k iho",
+    ),
+    Mutant(
+        "iho.py", "counts[labels] > self.k).nonzero", "counts[labels] >= self.k).nonzero", PARTS + " -k iho"
+    ),
+    # The loop
+    Mutant("distiller.py", "LAST_UNPRUNED = 5", "LAST_UNPRUNED = 4", EPOCH),
+    Mutant("distiller.py", "self.blg.update(self.repository.counts())", "pass", EPOCH),
+    Mutant(
+        "distiller.py",
+        "inputs = self.augment.normalize(to_float(images.to(self.streams.device)))",
+        "inputs = to_float(images.to(self.streams.device))",
+        PRINT,
+    ),
+    Mutant("distiller.py", "(self.evaluation is None or not warming_up)", "(self.evaluation is None)", PRINT),
+    Mutant("distiller.py", "            self.kd.scheduler.step()", "            pass", EPOCH),
+    Mutant("kd.py", "FINAL_LR = 2e-4", "FINAL_LR = 0.0", GOLDEN + " " + EPOCH),
+    Mutant(
+        "torch_utils/processes.py",
+        "        flat /= self.world_size\n",
+        "",
+        "tests/test_parallel.py -k same_student",
+    ),
+    Mutant(
+        "torch_utils/processes.py",
+        'if "TORCHELASTIC_RUN_ID" not in os.environ:',
+        "if False:",
+        STRANGERS + " -k environment",
+    ),
+    Mutant(
+        "torch_utils/streams.py",
+        "common[0], *(own if rank else common)[1:]",
+        "common[0], *common[1:]",
+        PARTS + " tests/test_epoch.py tests/test_parallel.py -k draws",
+    ),
+    Mutant("settings.py", "if min(sizes) < 2:", "if sizes[0] < 2:", PRINT),
+    Mutant("data/augment.py", "PADDING + 1, (2, n)", "PADDING, (2, n)", PRINT),
+    Mutant("data/augment.py", "ASPECT = (3 / 4, 4 / 3)", "ASPECT = (3 / 4, 1)", PRINT),
+    Mutant(
+        "data/augment.py",
+        "self.flip, self.scale, TRAINING_SCALE)",
+        "self.flip, self.scale, self.large_scale)",
+        PRINT,
+    ),
+    Mutant(
+        "repository.py", "% self.world_size == self.rank]", "% self.world_size >= 0]", PARTS + " -k processes"
+    ),
+    Mutant(
+        "repository.py",
+        "self._order = self._order[keep]",
+        "self._order = self._order[keep].flip(0)",
+        PARTS + " -k repository",
+    ),
+    Mutant("api.py", "        stack.enter_context(torch.enable_grad())\n", "", ODD),
+    Mutant("api.py", "            torch.set_default_dtype(dtype)", "            pass", ODD),
+    # Networks and training
+    Mutant("../models/mobilenetv2.py", "nn.Dropout(0.5)", "nn.Dropout(0.2)", PRINT),
+    Mutant(
+        "../models/mobilenetv2.py",
+        "nn.init.normal_(layer.weight, 0, 0.01)",
+        "nn.init.normal_(layer.weight, 0, 0.02)",
+        PRINT,
+    ),
+    Mutant("../models/wide_resnet.py", 'mode="fan_out")', 'mode="fan_in")', PRINT),
+    Mutant(
+        "../models/vgg.py",
+        "nn.init.normal_(module.weight, 0, 0.01)",
+        "nn.init.normal_(module.weight, 0, 0.1)",
+        PRINT,
+    ),
+    Mutant(
+        "runs/training.py",
+        "T_max=max(1, s.epochs))",
+        "T_max=max(1, s.epochs - 1))",
+        "tests/test_training.py -k schedule",
+    ),
+    Mutant(
+        "runs/training.py",
+        "loss, overflows = self.descend_all",
+        "lr = 0.0; loss, overflows = self.descend_all",
+        "tests/test_training.py -k schedule",
+    ),
+]
+
+
+def notice(mutant: Mutant, tree: Path) -> bool:
+    """Whether a test fails with the mutant in a copy of the project."""
+    file = tree / "datafree" / mutant.file
+    text = file.read_text(encoding="utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.file}: {mutant.old!r} occurs {text.count(mutant.old)} times"
+    file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *mutant.tests.split(" -k ")[0].split(),
+    ]
+    if " -k " in mutant.tests:
+        words += ["-k", mutant.tests.split(" -k ")[1]]
+    env = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(words, cwd=tree, env=env, capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode in (0, 1, 2), f"{mutant}: no such test\n{done.stdout}"
+        return done.returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        file.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=int, help="number of one mutant")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    chosen = list(enumerate(MUTANTS)) if args.only is None else [(args.only, MUTANTS[args.only])]
+    survived = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        trees: Queue[Path] = Queue()
+        for number in range(args.jobs):
+            tree = Path(folder) / str(number)
+            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+            trees.put(tree)
+
+        def one(numbered: tuple[int, Mutant]) -> None:
+            number, mutant = numbered
+            tree = trees.get()
+            try:
+                noticed = notice(mutant, tree)
+            finally:
+                trees.put(tree)
+            line = f"{number:3} {mutant.file}: {mutant.old.strip()!r} -> {mutant.new.strip()!r}"
+            print("killed  " if noticed else "SURVIVED", line, flush=True)
+            if not noticed:
+                survived.append(line)
+
+        list(pool.map(one, chosen))
+    killed = len(chosen) - len(survived)
+    print(f"{killed} of {len(chosen)} killed ({100 * killed / len(chosen):.0f} %)")
+    for line in sorted(survived):
+        print("survived", line)
+
+
+if __name__ == "__main__":
+    main()
