@@ -46,12 +46,7 @@ MUTANTS = [
     Mutant("evaluation.py", "[-self.most :]", "[: self.most]", PRINT),
     Mutant("evaluation.py", "EVERY == EVERY - 1", "EVERY == 0", PRINT),
     Mutant("evaluation.py", "return samples[~held]", "return samples", PRINT),
-    Mutant(
-        "results/tables.py",
-        "for seed in sorted(a.keys() & b.keys())",
-        "for seed in a.keys() & b.keys()",
-        PRINT,
-    ),
+    Mutant("results/tables.py", "t.ppf(0.975,", "t.ppf(0.95,", PRINT),
     Mutant("results/tables.py", "[a[seed] - b[seed]", "[sorted(a.values())[0] - b[seed]", PRINT),
     Mutant("results/tables.py", "math.sqrt(len(differences))\n", "len(differences)\n", PRINT),
     Mutant(

@@ -30,6 +30,7 @@ from datafree.data.image_folders import load_folder
 from datafree.errors import UserError
 from datafree.runs.contact_sheet import folder_names
 from datafree.runs.folder import RunFolder
+from datafree.runs.lock import MARK
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
@@ -186,6 +187,7 @@ def test_a_checkpoint_is_not_continued_in_the_folder_of_another_run_that_was_beg
     ):
         begun = cwd / left[0].split(".")[1]
         begun.mkdir()
+        (begun / ".lock").write_text(MARK)
         for name in left:
             (begun / name).write_bytes(b"of another run")
         flags = [*COMMON, "--epochs", 2, "--resume", "out/checkpoint.pth", "--save_dir", begun]
@@ -609,7 +611,7 @@ def test_a_configuration_from_elsewhere_is_checked_before_it_is_used(change, goo
     for name in ("summary.json", "metrics.jsonl"):
         (tmp_path / name).write_text((good / "out" / name).read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match="cannot be read as a finished run"):
+    with pytest.raises(UserError, match=r"cannot be read as a run \(config\.json: "):
         read_run(tmp_path)
 
 

@@ -12,7 +12,7 @@ import io
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar, NamedTuple
@@ -84,6 +84,7 @@ def _with_attributes(function: Callable[..., Tensor], _kind: Any, arguments: tup
 # What files may name, and what stands for it here.
 KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,  # in the state of a schedule with milestones
     ("argparse", "Namespace"): argparse.Namespace,
     ("_codecs", "encode"): _encode,
     ("torch", "Size"): tuple,
