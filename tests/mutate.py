@@ -88,7 +88,7 @@ MUTANTS = [
         "results/report_samples.py",
         ".norm(dim=1).argsort()]",
         ".norm(dim=1).argsort(descending=True)]",
-        "tests/test_figures.py -k whiskers",
+        PRINT,
     ),
     Mutant("runs/contact_sheet.py", ".squeeze(1).flip(0)[", ".squeeze(1)[", PRINT),
     # Safety
@@ -130,8 +130,8 @@ MUTANTS = [
     ),
     Mutant(
         "torch_utils/unpickle.py",
-        "if (module, name) not in KNOWN:",
-        "if module == 'os':",
+        'raise HoldsObjects(f"{module}.{name}")',
+        "return super().find_class(module, name)",
         STRANGERS + " -k asks",
     ),
     Mutant("torch_utils/unpickle.py", "if code != pickle.BYTEARRAY8[0]", "if True", STRANGERS + " -k claims"),
@@ -150,10 +150,10 @@ MUTANTS = [
         "runs/resume.py",
         "if before.get(name, value) != value]",
         "if False]",
-        "tests/test_scripts.py -k resum",
+        "tests/test_scripts.py -k other_settings",
     ),
-    Mutant("runs/schema.py", "if not stat.S_ISREG(", "if False and stat.S_ISREG(", "tests/test_fuzz.py"),
-    Mutant("runs/stored.py", "if not known or", "if", "tests/test_fuzz.py"),
+    Mutant("runs/schema.py", "opened.read(LONGEST + 1)", "opened.read()", "tests/test_fuzz.py"),
+    Mutant("runs/stored.py", "if not known or", "if", STRANGERS + " -k cannot_be_are"),
     Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
     Mutant("networks/examine.py", "    if own._version != before:", "    if False:", ODD),
     # Published settings and wiring
@@ -313,6 +313,12 @@ MUTANTS = [
         "loss, overflows = self.descend_all",
         "lr = 0.0; loss, overflows = self.descend_all",
         "tests/test_training.py -k schedule",
+    ),
+    Mutant(
+        "runs/real_images.py",
+        "teacher_logits, s.T)",
+        "teacher_logits, 4.0)",
+        "tests/test_training.py -k temperature",
     ),
 ]
 

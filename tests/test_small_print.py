@@ -23,6 +23,7 @@ from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
 from datafree.results import model_card
+from datafree.results.report_samples import samples_sheet
 from datafree.results.report_tables import summary_table
 from datafree.results.shown import shown_runs
 from datafree.results.tables import collect, compare
@@ -32,6 +33,7 @@ from datafree.runs.export import compare as compare_logits
 from datafree.runs.lock import refuse_existing
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
+from datafree.runs.stored import RunSamples
 from datafree.settings import resolve
 from datafree.synthesis import cmi, fast_meta
 from datafree.synthesis.base import draw_weights, frozen
@@ -119,6 +121,20 @@ def test_a_contact_sheet_shows_the_newest_samples_first():
     sheet = np.array(contact_sheet(repository, ["a", "b"]))
     row = sheet[34, 96 + 32 :: 66, 0][:16]
     assert row.tolist() == [190 - 10 * column for column in range(16)]
+
+
+def test_the_samples_nearest_to_their_class_are_at_the_left_and_the_farthest_at_the_right(tmp_path):
+    write_run(tmp_path / "run", classes=["a", "b"], img_size=8, mean=[0.5] * 3, std=[0.5] * 3)
+    shown = shown_runs([read_run(tmp_path / "run")])[0]
+    features = torch.arange(20.0)[:, None] ** 2
+    images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
+    kept, labels = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.long)
+    shown.__dict__["samples"] = RunSamples(labels, kept, features, None, None, lambda rows: images[rows])
+    sheet = np.array(samples_sheet(shown))[20, :, 0]
+    distances = (features[:, 0] - features.mean()).abs().argsort()
+    cells = [84 + column * 50 + 20 for column in range(6)]
+    assert [sheet[x] // 10 for x in cells] == distances[:6].tolist()
+    assert [sheet[x + 6 * 50 + 6] // 10 for x in cells] == distances[-6:].flip(0).tolist()
 
 
 def test_a_report_names_the_best_epoch_and_the_last_apart(tmp_path):

@@ -11,6 +11,7 @@ import threading
 import zipfile
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
@@ -22,6 +23,9 @@ import datafree
 from datafree import models
 from datafree.errors import Damaged, UserError
 from datafree.runs.folder import RunFolder
+from datafree.runs.read import read_run
+from datafree.runs.sample_log import SampleLog
+from datafree.runs.stored import read_samples
 from datafree.torch_utils import checkpoint
 
 VIT = "timm:vit_tiny_patch16_224"
@@ -68,6 +72,7 @@ def described(**changed):
         (described(arch_args="width_mult=20"), "larger network than its weights"),
         (described(arch=VIT, arch_args="embed_dim=6000"), "larger network than its"),
         (described(arch=VIT, arch_args="depth=100000"), "larger network than its"),
+        (described(arch=VIT, arch_args="depth=3000,embed_dim=3,num_heads=1"), "larger network than its"),
         (described(arch="resnet18", classes=["a"] * 1_000_000), "larger network than its weights"),
         (described(arch_args="width_mult=" + "(" * 5000), "raised TypeError"),
         (described(arch_args="a=" * 100_000), "does not say how to rebuild"),
@@ -168,7 +173,7 @@ def test_what_a_file_asks_to_be_called_is_not(call, old, tmp_path, monkeypatch):
 
 def test_lengths_and_places_that_a_pickle_only_claims_take_no_memory(tmp_path):
     claims = {
-        "bytearray8": b"\x80\x05\x96" + (10**11).to_bytes(8, "little") + b".",
+        "bytearray8": b"\x80\x05\x96" + (2 * 10**9).to_bytes(8, "little") + b".",
         "binbytes8": b"\x80\x04\x8e" + (10**11).to_bytes(8, "little") + b".",
         "a place of four bytes": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
         "frame": b"\x80\x04\x95" + (10**11).to_bytes(8, "little") + b"N.",
@@ -191,6 +196,17 @@ def test_a_storage_shared_by_tensors_of_two_kinds_is_no_way_around_the_bounds(tm
     torch.save(content, tmp_path / "t.pth")
     with pytest.raises(UserError, match="larger than the file"):
         checkpoint.read(tmp_path / "t.pth")
+
+
+@pytest.mark.parametrize(("field", "value"), [("label", 10), ("label", -1), ("features", np.nan)])
+def test_samples_that_cannot_be_are_found_out(field, value, cwd):
+    state = checkpoint.read(cwd / "out/checkpoint.pth")["distiller"]["repository"]
+    log = SampleLog(cwd / "out/samples.bin", (3, 32, 32), state["feature_dim"])
+    records = np.memmap(log.path, log.record, "r+")
+    records[field][3] = value
+    records.flush()
+    with pytest.raises(UserError, match=r"samples\.bin is not as it was written"):
+        read_samples(read_run(cwd / "out"))
 
 
 def test_no_connection_is_opened_by_what_reads_a_run(cwd, monkeypatch):
@@ -317,13 +333,14 @@ def test_messages_blame_what_is_to_blame(flags, message, cwd):
 # Surroundings
 
 
-def test_what_other_programs_leave_in_the_environment_starts_no_processes(cwd):
-    left = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "x", "MASTER_PORT": "none"}
-    done = run_script("bsr_main.py", *DIGITS, *TINY, "--save_dir", "new", cwd=cwd, **left)
+def test_what_other_programs_leave_in_the_environment_starts_no_processes(cwd, monkeypatch):
+    for name, value in {"RANK": "one", "WORLD_SIZE": "4", "LOCAL_RANK": "x", "MASTER_PORT": "none"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_here("bsr_main.py", *DIGITS, *TINY, "--save_dir", "new", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert metrics(cwd / "new") == metrics(cwd / "out")
-    left["TORCHELASTIC_RUN_ID"] = "1"
-    done = run_script("bsr_main.py", *DIGITS, *TINY, "--save_dir", "x", cwd=cwd, **{**left, "RANK": "one"})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    done = run_here("bsr_main.py", *DIGITS, *TINY, "--save_dir", "x", cwd=cwd)
     assert_refused(done, "RANK is 'one' in the environment")
 
 
@@ -332,11 +349,11 @@ def test_names_and_terminals_that_know_no_unicode_stop_nothing(cwd):
     more = [*DIGITS, *TINY, "--save_dir", odd]
     done = run_script("bsr_main.py", *more, cwd=cwd, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
-    for script in ("scripts/table.py", "show_result/report.py"):
-        done = run_script(script, odd, cwd=cwd, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-        assert done.returncode == 0, done.stderr
-    done = run_here("scripts/export.py", odd, "--format", "safetensors", cwd=cwd)
+    done = run_script("scripts/table.py", odd, cwd=cwd, LC_ALL="C", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
+    for script, *more in (("show_result/report.py",), ("scripts/export.py", "--format", "safetensors")):
+        done = run_here(script, odd, *more, cwd=cwd)
+        assert done.returncode == 0, done.stderr
 
 
 def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):

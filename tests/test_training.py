@@ -1,6 +1,7 @@
 """Training on real images, of teachers and by KD: it continues exactly, and does what published flags say."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -224,3 +225,30 @@ def test_the_teacher_of_a_run_with_real_images_may_move(cwd):
     (cwd / "teacher.pth").rename(cwd / "moved.pth")
     moved = [*KD, "--epochs", 1, "--teacher_ckpt", cwd / "moved.pth", "--resume"]
     assert run_here("vanilla_kd.py", *moved, cwd=cwd).returncode == 0
+
+
+def test_the_learning_rate_of_an_epoch_is_written_and_falls_by_its_schedule(cwd):
+    train = "--dataset digits --model resnet8 --device cpu --batch_size 256 --lr 0.1 --epochs 4".split()
+    halves = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    steps = ["--lr_decay_milestones", "1,3"]
+    for more, rates in (([], halves), (steps, [0.1, 0.01, 0.01, 0.001])):
+        done = run_here("train_scratch.py", *train, *more, "--output", "a.pth", "--overwrite", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        rows = metrics(cwd / "a.pth.training")
+        assert [row["lr"] for row in rows] == pytest.approx(rates)
+        figures = json.loads((cwd / "a.json").read_text())
+        assert figures["test_top1"] == rows[-1]["test_top1"]
+
+
+def test_the_temperature_of_kd_with_real_images_is_the_one_given(cwd):
+    students = []
+    for number, temperature in enumerate(("1", "20", "20")):
+        more = ("--epochs", "1", "--T", temperature, "--save_dir", f"kd{number}")
+        done = run_here("vanilla_kd.py", *KD, *more, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        students.append(torch.load(cwd / f"kd{number}/student.pth", weights_only=True)["state_dict"])
+        summary = json.loads((cwd / f"kd{number}/summary.json").read_text())
+        assert summary["last_top1"] == metrics(cwd / f"kd{number}")[-1]["test_top1"]
+    key = "fc.weight" if "fc.weight" in students[0] else list(students[0])[-2]
+    assert torch.equal(students[1][key], students[2][key])
+    assert not torch.equal(students[0][key], students[1][key])
