@@ -125,7 +125,7 @@ def finished_runs(root: Path) -> dict[str, Path]:
         runs = find_runs([folder])[0] if any(folder.glob("**/config.json")) else []
         runs = [run for run in runs if run.stores and run.config["method"] in METHODS]
         if runs:
-            variants = [variant_of(name for name in COMPONENTS if run.config[name]) for run in runs]
+            variants = [variant_of(name for name in COMPONENTS if run.config.get(name)) for run in runs]
             unique = len(set(variants)) == len(runs)
             found = {
                 variant if unique else run.path.resolve().name: run.path
@@ -166,7 +166,7 @@ def run() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for place, (tag, one, samples) in enumerate(found):
         rows = samples.kept.nonzero().squeeze(1)
-        counts = torch.bincount(samples.labels[rows], minlength=len(one.config["classes"]))
+        counts = torch.bincount(samples.labels[rows], minlength=len(one.told("classes")))
         if len(rows) > args.max_points:
             drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
             rows = rows[drawn[: args.max_points].sort().values]

@@ -213,7 +213,7 @@ MUTANTS = [
         "return -divergence.mean()",
         GOLDEN + " -k loss_terms",
     ),
-    Mutant("losses.py", "candidates.detach().T", "candidates.T", METHODS + " " + GOLDEN + " -k cmi"),
+    Mutant("losses.py", "candidates.detach().T", "candidates.T", PRINT),
     # BSR
     Mutant(
         "dlw.py",
@@ -222,7 +222,7 @@ MUTANTS = [
         PARTS + " -k dlw",
     ),
     Mutant(
-        "dlw.py", "self.alpha += self.oh_step", "self.alpha = self.oh_min + self.oh_step", PARTS + " -k dlw"
+        "dlw.py", "self.alpha += self.oh_step", "self.alpha = self.oh_min + self.oh_step", GOLDEN + " -k dlw"
     ),
     Mutant("blg.py", "        shortage = torch.ones_like(shortage)\n", "        pass\n", PARTS + " -k blg"),
     Mutant(

@@ -418,6 +418,13 @@ def test_the_mean_difference_of_logits_is_over_the_temperature():
     torch.testing.assert_close(losses.divergence("kl", a, b, 2.0), kl)
 
 
+def test_the_global_views_of_cmi_get_no_gradient():
+    anchors, candidates = (torch.rand(4, 3, requires_grad=True) for _ in range(2))
+    losses.contrastive(anchors, candidates, 2, 0.1).backward()
+    assert anchors.grad is not None
+    assert candidates.grad is None
+
+
 # The loop
 
 

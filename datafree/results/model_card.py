@@ -118,7 +118,7 @@ def _judged(run: Run) -> str:
             "and the student should be tested on real ones before use."
         )
     none = config["dataset"] == "none"
-    tested = f"the labelled images in {config['eval_folder']}" if none else config["dataset"]
+    tested = f"the labelled images in {config.get('eval_folder')}" if none else config["dataset"]
     text = f"- Test accuracy on {tested}, last epoch: {summary['last_top1']:.2f} %"
     if summary.get("teacher_top1") is not None:
         text += f" (teacher: {summary['teacher_top1']:.2f} %)"

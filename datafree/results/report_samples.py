@@ -23,9 +23,9 @@ def samples_sheet(one: Shown) -> Image.Image | None:
     samples = one.samples
     if samples is None or samples.features is None or not samples.kept.any():
         return None
-    classes = one.run.config["classes"]
+    classes = one.run.told("classes")
     step = max(1, -(-len(classes) // CLASSES))
-    size = int(one.run.config["img_size"])
+    size = int(one.run.told("img_size"))
     side = max(48, size) if size <= 64 else 96
     resample = Image.Resampling.NEAREST if size <= 64 else Image.Resampling.BILINEAR
     labels = list(range(0, len(classes), step))[:CLASSES]

@@ -23,7 +23,7 @@ def summary_table(shown: Sequence[Shown]) -> str:
     if any("agreement" in one.run.metrics[-1] for one in shown):
         rows.append(("agreement with the teacher on samples held out", _last("agreement", "{:.2f} %")))
     rows += [
-        ("epochs", lambda one: f"{len(one.run.metrics)} of {one.run.config['epochs']}"),
+        ("epochs", lambda one: f"{len(one.run.metrics)} of {one.run.told('epochs')}"),
         *((measure.words, _last(name, "{:.3f}")) for name, measure in BALANCE.items()),
         *((measure.words, _figures(name, measure.pattern)) for name, measure in COST.items()),
         ("device", lambda one: str(one.run.config.get("device"))),

@@ -37,7 +37,7 @@ class Shown:
     @property
     def classes(self) -> list[str]:
         """Names as matplotlib shows them: a dollar sign begins no formula."""
-        return [name.replace("$", r"\$") for name in self.run.config["classes"]]
+        return [name.replace("$", r"\$") for name in self.run.told("classes")]
 
     @cached_property
     def samples(self) -> RunSamples | None:

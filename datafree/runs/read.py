@@ -43,6 +43,16 @@ class Run:
         """A setting as it was resolved; the default in a run that is older than the setting."""
         return self.config.get(name, DEFAULTS.get(name))
 
+    def told(self, name: str) -> Any:
+        """A fact of the data, or a setting, that `config.json` must tell for what is asked of the run.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.config.get(name) is None:
+            raise UserError(f"{self.path}/{CONFIG} has no {name}: leave the run out")
+        return self.config[name]
+
     @property
     def seed(self) -> int:
         return self.config["seed"]
@@ -98,7 +108,7 @@ class Run:
         method = self.config["method"]
         if method not in METHODS:
             return method
-        on = [name for name in COMPONENTS if self.config[name]]
+        on = [name for name in COMPONENTS if self.config.get(name)]
         off = [name for name in COMPONENTS if name not in on]
         word, listed = ("without", off) if method == "bsr" else ("with", on)
         text = method
@@ -106,7 +116,7 @@ class Run:
             text += f" {word} {' and '.join(name.upper() for name in listed)}"
         elif self.config.get("store_samples") and not METHODS[method].stores:
             text += " with stored samples"
-        if self.config["dlw"] and self.config["dlw_mode"] != "dynamic":
+        if self.config.get("dlw") and self.setting("dlw_mode") != "dynamic":
             text += f", {self.config['dlw_mode']}"
         return text if self.accurate else f"{text}, agreement"
 

@@ -68,7 +68,7 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
     try:
         state = content["distiller"]["repository"]
         stored, serials = int(state["stored"]), state["serials"].cpu()
-        size, channels = int(run.config["img_size"]), len(run.config["mean"])
+        size, channels = int(run.told("img_size")), len(run.told("mean"))
         shape, dim = (channels, size, size), int(state["feature_dim"])
         log = SampleLog(run.path / SAMPLES, shape, dim, writable=False, format=int(state.get("format", 1)))
         log.truncate(stored)  # sees that they are all there
@@ -79,7 +79,7 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
         confidences = None
         if "confidence" in (log.record.names or ()):
             confidences = torch.from_numpy(records["confidence"].copy())
-        known = bool(((labels >= 0) & (labels < len(run.config["classes"]))).all())
+        known = bool(((labels >= 0) & (labels < len(run.told("classes")))).all())
         if not known or not features.isfinite().all() or not margins.isfinite().all():
             raise ValueError(f"{SAMPLES} is not as it was written")
         kept = torch.zeros(stored, dtype=torch.bool)
@@ -90,12 +90,12 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
 
 
 def _from_folder(run: Run) -> RunSamples:
-    classes = run.config["classes"]
+    classes = run.told("classes")
     labels, sets = [], []
     for label, name in enumerate(folder_names(classes)):
         folder = run.path / REPOSITORY / name
         if folder.is_dir() and any(folder.iterdir()):
-            sets.append(load_folder(folder, int(run.config["img_size"])))
+            sets.append(load_folder(folder, int(run.told("img_size"))))
             labels += [label] * len(sets[-1])
     if not labels:
         raise UserError(f"{run.path}/repository has no images in it: export it anew")
@@ -188,7 +188,7 @@ def network_features(
 ) -> Tensor:
     """Penultimate features (len(rows), D) of samples, on the CPU; `on_batch` is told how many are done.
     `layer` names the layer whose input they are, where it is not found by itself."""
-    normalize = Normalize(tuple(run.config["mean"]), tuple(run.config["std"]))
+    normalize = Normalize(tuple(run.told("mean")), tuple(run.told("std")))
     parts: list[Tensor] = []
     for indices in rows.split(BATCH):
         inputs = normalize(to_float(samples.images(indices).to(device)))
