@@ -34,7 +34,6 @@ class Mutant(NamedTuple):
 PRINT = "tests/test_small_print.py"
 GOLDEN = "tests/test_golden.py"
 PARTS = "tests/test_components.py"
-METHODS = "tests/test_methods.py"
 EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
 ODD = "tests/test_odd_networks.py"

@@ -228,6 +228,7 @@ def test_iho_leaves_classes_of_ten_alone(rng):
     spread = operator.measure(table(features))
     assert len(spread.outside) == 0
     assert math.isnan(spread.relative_iqr)
+    assert math.isnan(spread.outside_share)
     assert spread.factors.isnan().all()
     assert operator.select(spread, torch.zeros(10, dtype=torch.long)).tolist() == []
 
