@@ -23,6 +23,7 @@ import datafree
 from datafree import models
 from datafree.errors import Damaged, UserError
 from datafree.runs.folder import RunFolder
+from datafree.runs.lock import RunLock, is_of_run
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.stored import read_samples
@@ -263,6 +264,14 @@ def test_a_folder_is_known_by_its_mark_or_its_settings_and_overwritten_whole(cwd
     (cwd / "out/config.json").write_text("{")  # the mark is there again
     done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_is_marked_once(tmp_path):
+    lock = RunLock(tmp_path / "out")
+    assert not is_of_run(tmp_path / "out")
+    for _ in range(2):
+        lock.mark()
+        assert is_of_run(tmp_path / "out")
 
 
 def test_a_folder_that_goes_while_a_run_writes_to_it_is_what_is_told(tmp_path):

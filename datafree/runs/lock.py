@@ -102,6 +102,7 @@ class RunLock:
 
     def mark(self) -> None:
         """From now on the folder is a run's."""
+        self._file.seek(0)
         if not self._file.read(1):
             self._file.write(MARK)
             self._file.flush()
