@@ -2,6 +2,7 @@
 
 python tests/soak.py [--kills 25] [--seed 0]     (make soak)
 python tests/soak.py --all --kills 100           (over all methods, with samples that come and go)
+python tests/soak.py --all --kills 100 --methods dafl zskt  (of those, these two)
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="a run of each method, with all components")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="with --all: only these of them")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.pth"
@@ -170,6 +172,8 @@ def main() -> None:
             from datafree.methods import METHODS
 
             for number, method in enumerate(METHODS):
+                if args.methods and method not in args.methods:
+                    continue
                 kills = args.kills * (number + 1) // len(METHODS) - args.kills * number // len(METHODS)
                 work = Path(folder) / method
                 work.mkdir()

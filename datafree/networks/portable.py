@@ -70,6 +70,8 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
 def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -> nn.Module:
     """The student in the content of a `student.pth`; see `load_student`."""
     try:
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}, no dict")
         name = NetworkName.parse(content["arch"])
         classes, channels = len(content["classes"]), len(content["mean"])
         text = content.get("arch_args")
