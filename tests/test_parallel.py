@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_scripts import metrics, write_teacher
 
 FLAGS = [
-    *"--dataset digits --teacher wrn16_1 --student mobilenetv2 --epochs 8 --warmup 1".split(),
+    *"--dataset digits --teacher wrn16_1 --student mobilenetv2 --epochs 5 --warmup 1".split(),
     *"--kd_steps 3 --ep_steps 3 --batch_size 16 --g_steps 2 --device cpu".split(),
 ]
 # A rank of bsr_main.py, which leaves its student behind, or ends before the epoch STOP.
@@ -68,19 +68,19 @@ def test_both_processes_end_with_the_same_student(two_processes):
 def test_one_process_writes_the_run_folder_and_counts_all_samples(two_processes):
     cwd, done = two_processes
     rows = metrics(cwd / "out")
-    assert [row["epoch"] for row in rows] == list(range(8))
+    assert [row["epoch"] for row in rows] == list(range(5))
     assert all(row["added"] == 16 for row in rows)
     assert sum(rows[-1]["counts"]) == rows[-1]["repository"]
-    assert done.stdout.count("epoch 8/8") == 1
+    assert done.stdout.count("epoch 5/5") == 1
     assert json.loads((cwd / "out/config.json").read_text())["processes"] == 2
-    assert (cwd / "out/images/epoch-0008.png").exists()
+    assert (cwd / "out/images/epoch-0005.png").exists()
 
 
 def test_a_resumed_run_of_two_processes_continues_as_if_it_had_not_stopped(two_processes):
     cwd, _ = two_processes
-    stopped = torchrun(cwd, "--save_dir", "stopped", STOP="4")
+    stopped = torchrun(cwd, "--save_dir", "stopped", STOP="3")
     assert stopped.returncode != 0
-    assert len(metrics(cwd / "stopped")) == 4
+    assert len(metrics(cwd / "stopped")) == 3
     # With little memory, which changes nothing.
     done = torchrun(cwd, "--save_dir", "stopped", "--resume", "--repository_memory", "100KB")
     assert done.returncode == 0, done.stderr
