@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# Samples come and go; the rate is one at which no student of a teacher of random weights diverges.
+COMPONENTS = "--store_samples --dlw --blg --iho --max_samples 600 --lr 0.02"
 MOMENTS = ("at random", "inside a save", "between phases")
 
 
@@ -178,7 +180,7 @@ def main() -> None:
                 work = Path(folder) / method
                 work.mkdir()
                 print(f"{method}:", flush=True)
-                flags = ("--method", method, *"--store_samples --dlw --blg --iho --max_samples 600".split())
+                flags = tuple(f"--method {method} {COMPONENTS}".split())
                 soak(teacher, work, args.epochs, kills, args.seed + number, flags=flags)
         else:
             soak(teacher, Path(folder), args.epochs, args.kills, args.seed)
