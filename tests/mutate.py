@@ -112,7 +112,7 @@ MUTANTS = [
         "runs/lock.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
-        "tests/test_faults.py -k another",
+        "tests/test_faults.py -k two_commands",
     ),
     Mutant("torch_utils/checkpoint.py", "            os.fsync(file.fileno())\n", "", PRINT),
     Mutant(
@@ -151,7 +151,7 @@ MUTANTS = [
         "if False]",
         "tests/test_scripts.py -k other_settings",
     ),
-    Mutant("runs/schema.py", "opened.read(LONGEST + 1)", "opened.read()", "tests/test_fuzz.py"),
+    Mutant("runs/schema.py", "opened.read(LONGEST + 1)", "opened.read()", STRANGERS + " -k huge"),
     Mutant("runs/stored.py", "if not known or", "if", STRANGERS + " -k cannot_be_are"),
     Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
     Mutant("networks/examine.py", "    if own._version != before:", "    if False:", ODD),

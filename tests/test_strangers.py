@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 import zipfile
 from contextlib import suppress
 
@@ -26,6 +27,7 @@ from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, is_of_run
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
+from datafree.runs.schema import LONGEST, read_text
 from datafree.runs.stored import read_samples
 from datafree.torch_utils import checkpoint
 
@@ -372,3 +374,16 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):
     assert metrics(cwd / "new") == metrics(cwd / "out")
     line = " ".join([sys.executable, str(ROOT / "scripts/table.py"), "nowhere", ">&-", "2>&-"])
     assert subprocess.run(["sh", "-c", line], cwd=cwd, timeout=60).returncode == 2
+
+
+def test_of_a_huge_file_no_more_is_read_than_shows_that_it_is_one(tmp_path):
+    with open(tmp_path / "config.json", "wb") as file:
+        file.truncate(20 * LONGEST)  # takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"config.json is longer than"):
+            read_text(tmp_path / "config.json")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * LONGEST
