@@ -1,6 +1,6 @@
 """Speed and memory against the obvious way to write the same thing, as ratios within one run.
 
-    make bench      (six to eight minutes on two cores; all figures go to run/bench.json too)
+    make bench      (fifteen minutes on two cores; all figures go to run/bench.json too)
 
 What is compared is run in turns, so that a machine that slows down slows both. Times are medians, with
 the fastest and the slowest run in brackets. A result that misses its bar is marked, and the exit status is 1.
@@ -51,7 +51,7 @@ from datafree.torch_utils import checkpoint
 
 BATCH = 128  # images in a step of KD and of synthesis
 STUDENT = "wrn16_1"
-PARTS = ("kd", "synthesis", "iho", "growth", "batches", "epoch", "memory")
+PARTS = ("kd", "reuse", "synthesis", "iho", "growth", "batches", "epoch", "memory")
 
 
 class Table:
@@ -127,10 +127,10 @@ def filled_repository(samples: Samples) -> SampleRepository:
     return repository
 
 
-def bsr_settings(g_steps: int, kd_steps: int, compiled: bool = False) -> Settings:
-    """The published ones of BSR but for the warm-up, the number of epochs, and the work in each."""
+def bsr_settings(g_steps: int, kd_steps: int, **changes: Any) -> Settings:
+    """The published ones of BSR but for the warm-up, the number of epochs, the work in each, and changes."""
     steps = {"g_steps": g_steps, "kd_steps": kd_steps, "ep_steps": kd_steps, "batch_size": BATCH}
-    return resolve({**steps, "epochs": 1000, "warmup": 0, "compile": compiled})[0]
+    return resolve({**steps, "epochs": 1000, "warmup": 0, **changes})[0]
 
 
 def bsr(arch: str, count: int, settings: Settings, log: Path | None = None) -> Distiller:
@@ -213,9 +213,58 @@ def bench_kd_step(table: Table) -> None:
     table.times("KD step, wrn40_2 to wrn16_1, batch 128, against its networks", ours, other, 1.1, False)
 
 
+def know(distiller: Distiller, share: float) -> None:
+    """Take a share of all views as known to the table, as after many epochs; what is known costs the same."""
+    reuse = distiller.reuse
+    rows = reuse._rows_of(distiller.repository.serials)
+    reuse._known.view(-1, reuse.views)[rows] = torch.rand(len(rows), reuse.views) < share
+
+
+def bench_reuse(table: Table) -> None:
+    """The KD phase of an epoch in which the teacher has seen 70 % of the views, as over a published run (see
+    published_draws.py), against its bare networks on resident tensors in float32."""
+    measure_reuse(table, ("wrn40_2", STUDENT), 40, {"off": 0.5, "bf16": 0.3})
+    measure_reuse(table, ("resnet34", "resnet18"), 10, {"off": 0.8, "bf16": None})
+
+
+def measure_reuse(table: Table, archs: tuple[str, str], steps: int, bars: dict[str, float | None]) -> None:
+    batch = resolve({})[0].batch_size
+    frozen, student = teacher(archs[0]), network(archs[1]).train()
+    resident = torch.randn(batch, *IMAGE_SHAPE).contiguous(memory_format=torch.channels_last)
+    asked: dict[str, int] = {}
+
+    def bare() -> None:
+        for _ in range(steps):
+            with torch.no_grad():
+                teacher_logits = frozen(resident)
+            student.zero_grad()
+            F.mse_loss(student(resident), teacher_logits).backward()
+
+    def ours(amp: str) -> Callable[[], None]:
+        changes = {"batch_size": batch, "lr": 1e-3, "amp": amp, "reuse_teacher": 40_000_000}
+        distiller = make_distiller(
+            bsr_settings(1, steps, **changes), teacher(archs[0]), network(archs[1]), 5_000
+        )
+
+        def phase() -> None:
+            phases: list[str] = []
+            know(distiller, 0.7)
+            distiller.kd.train(distiller._batches(lambda phase, _loss: phases.append(phase)))
+            asked[amp] = len(phases)
+
+        return phase
+
+    other, *phases = in_turns(bare, *map(ours, bars), times=2)
+    for (amp, bar), own in zip(bars.items(), phases, strict=True):
+        what = f"KD phase, {' to '.join(archs)}, {asked[amp]} of {steps} batches asked, --amp {amp}"
+        table.times(what, own, other, bar, False)
+
+
 def bench_synthesis_step(table: Table) -> None:
     steps = 5
-    distiller = bsr("wrn40_2", 500, bsr_settings(steps, kd_steps=1))
+    distiller, half = (
+        bsr("wrn40_2", 500, bsr_settings(steps, kd_steps=1, amp=amp)) for amp in ("off", "bf16")
+    )
     targets = torch.randint(0, CLASSES, (BATCH,))
     generator, frozen = distiller.synthesizer.generator, distiller.teacher
     student = network(STUDENT).eval().requires_grad_(False)
@@ -226,9 +275,15 @@ def bench_synthesis_step(table: Table) -> None:
             images = generator(z)
             F.mse_loss(student(images), frozen(images)).backward()
 
-    ours, other = in_turns(lambda: distiller.synthesizer.synthesize(targets, 0.5), bare, times=3)
+    ours, in_bf16, other = in_turns(
+        lambda: distiller.synthesizer.synthesize(targets, 0.5),
+        lambda: half.synthesizer.synthesize(targets, 0.5),
+        bare,
+        times=3,
+    )
     what = "synthesis of 5 steps, wrn40_2 and wrn16_1, batch 128, against networks"
     table.times(what, ours, other, 1.4, False)
+    table.times("  ... with --amp bf16, against the networks in float32", in_bf16, other, 0.85, False)
 
 
 def bench_epoch(table: Table, folder: Path, samples: Samples) -> None:
@@ -243,22 +298,29 @@ def bench_epoch(table: Table, folder: Path, samples: Samples) -> None:
     settings = bsr_settings(g_steps, kd_steps)
     run = obvious.ObviousRun(frozen, student, Generator(), folder, samples.features, samples.labels, settings)
 
-    def ours(compiled: bool) -> Callable[[], None]:
-        log = folder / f"samples-{compiled}.bin"
-        distiller = bsr(arch, 0, bsr_settings(g_steps, kd_steps, compiled), log)
+    def ours(**changes: Any) -> Callable[[], None]:
+        log = folder / f"samples-{'-'.join(changes)}.bin"
+        distiller = bsr(arch, 0, bsr_settings(g_steps, kd_steps, **changes), log)
         distiller.repository.add(samples)
         epochs = iter(range(100))
 
         def epoch() -> None:
+            if distiller.reuse:
+                know(distiller, 0.7)
             distiller.run_epoch(next(epochs))
             checkpoint.save(distiller.state_dict(), folder / "checkpoint.pth")
 
         return epoch
 
-    plain, compiled, other = in_turns(ours(False), ours(True), run.epoch, times=2)
+    fast = {"amp": "bf16", "reuse_teacher": 400_000_000}
+    plain, compiled, all_of_it, both, other = in_turns(
+        ours(), ours(compile=True), ours(**fast), ours(**fast, compile=True), run.epoch, times=2
+    )
     what = f"epoch, {arch} ({dim} features) to wrn16_1, against the obvious"
-    table.times(what, plain, other, None, True)
-    table.times("  ... with --compile", compiled, other, 2.5, True)
+    table.times(what, plain, other, 2.4, True)
+    table.times("  ... with --compile", compiled, other, None, True)
+    table.times("  ... with --amp bf16 --reuse_teacher, asked 30 %", all_of_it, other, 4, True)
+    table.times("  ... and --compile", both, other, None, True)
 
 
 def bench_growth(table: Table, folder: Path) -> None:
@@ -312,6 +374,8 @@ def main() -> None:
 
     if wanted("kd"):
         bench_kd_step(table)
+    if wanted("reuse"):
+        bench_reuse(table)
     if wanted("synthesis"):
         bench_synthesis_step(table)
     if wanted("iho"):

@@ -8,6 +8,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from datafree.methods import METHODS
 from datafree.networks.examine import NO_STATISTICS, examine
 from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
+from datafree.torch_utils.precision import found_precision
 from datafree.torch_utils.streams import random_state_kept
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ def distill(
     if weights is None:
         raise UserError("the student has no parameters to train")
     device = weights.device
+    settings = replace(settings, amp=found_precision(settings.amp, device))
     _require_apart(teacher, student)
 
     def score(network: nn.Module) -> Evaluation:

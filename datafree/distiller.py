@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +20,9 @@ from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.evaluation import Evaluation, HeldOut
 from datafree.iho import HomogeneityOperator, Spread
-from datafree.kd import StudentTrainer
+from datafree.kd import Batch, StudentTrainer
 from datafree.repository import SampleRepository
+from datafree.reuse import TeacherReuse
 from datafree.samples import Samples
 from datafree.settings import Settings
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
@@ -74,7 +75,20 @@ class Distiller:
         self.blg = BiasedLabelGenerator(repository.num_classes)
         self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_batch_size)
         self.kd = StudentTrainer(teacher, student, s, streams.device, processes)
-        self.evaluation: Evaluation | None = None
+        self.reuse: TeacherReuse | None = None
+        if s.reuse_teacher is not None:
+            batch_size, shape = s.batch_size // processes.world_size, repository.image_shape
+            self.reuse = TeacherReuse(
+                self.kd.teach,
+                augment,
+                shape,
+                repository.num_classes,
+                batch_size,
+                s.reuse_teacher,
+                streams.device,
+            )
+        self.evaluation: Evaluation | None = None  # of the student, by `evaluate`
+        self.agreement: Evaluation | None = None  # by `held_out`
         self._seconds: dict[str, float] = {}
 
     def run_epoch(self, epoch: int, on_step: OnStep = ignore_step) -> dict[str, Any]:
@@ -127,7 +141,7 @@ class Distiller:
 
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
-                kd_loss, skipped = self.kd.train(self._batches(), on_step)
+                kd_loss, skipped = self.kd.train(self._batches(on_step), on_step)
                 overflows += skipped
                 made += 0 if s.store_samples else s.kd_steps * s.batch_size
                 require_finite_weights(self.student, epoch, "distillation", "--lr")
@@ -135,7 +149,7 @@ class Distiller:
 
         # 6. Evaluate; step the schedule.
         with self._phase("evaluation"):
-            scores = self._evaluate(warming_up)
+            scores = self._evaluate(epoch)
         if not warming_up:
             self.kd.scheduler.step()
 
@@ -195,39 +209,45 @@ class Distiller:
         self.repository.remove(torch.arange(max(0, count), device=self.repository.device))
         return max(0, count)
 
-    def _batches(self) -> Iterator[Tensor]:
-        """`kd_steps` batches as the networks see them: of stored samples, augmented, or of fresh ones."""
+    def _batches(self, on_step: OnStep = ignore_step) -> Iterator[Batch]:
+        """`kd_steps` batches of stored samples, augmented, or of fresh ones."""
         s, rng = self.settings, self.streams.distillation
         batch_size = s.batch_size // self.processes.world_size
-        if s.store_samples:
+        if self.reuse:
+            yield from self.reuse.batches(self.repository, s.kd_steps, rng, on_step)
+        elif s.store_samples:
             for images in self.repository.batches(batch_size, s.kd_steps, rng):
-                yield self.augment(images, rng)
+                yield self.augment(images, rng), None
         else:
             for _ in range(s.kd_steps):
-                yield self.augment.normalize(self.synthesizer.sample(batch_size))
+                yield self.augment.normalize(self.synthesizer.sample(batch_size)), None
 
-    def _evaluate(self, warming_up: bool) -> dict[str, Any]:
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Accuracy, or agreement with the teacher where there are no test images; and agreement beside it
-        where samples are held out. The warm-up leaves the student as it was, but not the samples held
-        out."""
+        where samples are held out. Between evaluations the figures are those of the last one, as in the
+        warm-up, which leaves the student as it was, but not the samples held out. Half precision is for all
+        epochs but the last, whose student is kept in single precision."""
+        s, last = self.settings, epoch + 1 == self.settings.epochs
+        due = (epoch + 1) % s.eval_every == 0 or last
 
         def told(evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
-            return self.processes.first_says(evaluate(self.student) if self.processes.first else None)
+            with nullcontext() if last else self.kd.autocast():
+                return self.processes.first_says(evaluate(self.student) if self.processes.first else None)
 
-        if self.evaluate and (self.evaluation is None or not warming_up):
+        if self.evaluate and (self.evaluation is None or (due and epoch >= s.warmup)):
             self.evaluation = told(self.evaluate)
-        agreement = told(self.held_out.evaluate) if self.held_out else None
-        if not self.evaluate:
-            self.evaluation = agreement
-        assert self.evaluation is not None  # one of both is there
-        e = self.evaluation
+        if self.held_out and (self.agreement is None or due):
+            self.agreement = told(self.held_out.evaluate)
+        e = self.evaluation if self.evaluate else self.agreement
+        assert e is not None  # one of both is there
         return {
+            "evaluated": due,
             "test_top1": e.top1,
             "test_top5": _finite(e.top5),
             "test_loss": _finite(e.loss),
             **({"test_recall": list(e.recall)} if self.evaluate and e.recall else {}),
             **({} if e.agreement is None else {"test_agreement": e.agreement}),
-            **({"agreement": agreement.top1} if agreement else {}),
+            **({"agreement": self.agreement.top1} if self.agreement else {}),
         }
 
     def _balance(self, spread: Spread | None) -> dict[str, Any]:
@@ -273,6 +293,7 @@ class Distiller:
             "dlw": self.dlw.state_dict(),
             "blg": self.blg.state_dict(),
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "agreement": asdict(self.agreement) if self.agreement else None,
             "held_out": self.held_out.state_dict() if self.held_out else None,
             "streams": self.processes.collect(self.streams.state_dict()),
         }
@@ -294,9 +315,11 @@ class Distiller:
         self.blg.load_state_dict(state["blg"])
         if self.held_out and state["held_out"]:  # an earlier version held none out beside test images
             self.held_out.load_state_dict(state["held_out"])
-        evaluation = state["evaluation"]
-        self.evaluation = Evaluation.of(evaluation) if evaluation else None
+        found = state["evaluation"], state.get("agreement")  # an earlier version had no agreement
+        self.evaluation, self.agreement = (Evaluation.of(one) if one else None for one in found)
         self.streams.load_state_dict(own)
+        if self.reuse:
+            self.reuse.clear()
         # Last: this deletes the samples stored after the checkpoint, so that all else must have loaded.
         self.repository.load_state_dict(state["repository"])
 

@@ -149,7 +149,8 @@ class Judge:
     @cached_property
     def _taught(self) -> tuple[Evaluation, Tensor]:
         assert self.teacher is not None
-        return self._evaluate(self.teacher)
+        with torch.autocast(self.device.type, enabled=False):  # in whatever precision the student is scored
+            return self._evaluate(self.teacher)
 
     def _evaluate(self, network: nn.Module) -> tuple[Evaluation, Tensor]:
         return _evaluate(network, self.images.batches(BATCH), self.normalize, self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import starmap
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from datafree.torch_utils.processes import ALONE, Processes
 from datafree.torch_utils.sgd import SGDTrainer
 
 FINAL_LR = 2e-4  # where the cosine schedule ends
+# Images (N, C, H, W) as the networks see them; and the teacher's logits, where they are known.
+Batch = tuple[Tensor, Tensor | None]
 
 
 class StudentTrainer(SGDTrainer):
@@ -50,23 +53,29 @@ class StudentTrainer(SGDTrainer):
         if s.compile:
             self.forward, self.teacher = torch.compile(self.forward), torch.compile(teacher)
 
-    def train(self, batches: Iterable[Tensor], on_step: OnStep = ignore_step) -> tuple[float, int]:
-        """A step for each batch (N, C, H, W), as the networks see it. Returns as `descend_all`."""
-        return self.descend_all(map(self.loss, batches), partial(on_step, "kd"))
+    def train(self, batches: Iterable[Batch], on_step: OnStep = ignore_step) -> tuple[float, int]:
+        """A step for each batch. Returns as `descend_all`."""
+        return self.descend_all(starmap(self.loss, batches), partial(on_step, "kd"))
 
     def step(self, inputs: Tensor) -> Tensor:
         """One step on a batch (N, C, H, W) as the networks see it; returns the loss, detached."""
         return self.descend(self.loss(inputs))
 
-    def loss(self, inputs: Tensor) -> Tensor:
-        """The divergence of student and teacher on a batch (N, C, H, W) as the networks see it."""
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    @torch.no_grad()
+    def teach(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits on a batch (N, C, H, W) as the networks see it."""
         with self.autocast():
-            with torch.no_grad():
-                teacher_logits = self.teacher(inputs)
-            student_logits = self.forward(inputs)
-        pair = at_least_single(student_logits), at_least_single(teacher_logits)
-        return losses.divergence(self.divergence, *pair, self.settings.T)
+            return at_least_single(self.teacher(inputs.contiguous(memory_format=torch.channels_last)))
+
+    def loss(self, inputs: Tensor, teacher_logits: Tensor | None = None) -> Tensor:
+        """The divergence of student and teacher on a batch (N, C, H, W) as the networks see it; the teacher
+        is asked where its logits are not given."""
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if teacher_logits is None:
+            teacher_logits = self.teach(inputs)
+        with self.autocast():
+            student_logits = at_least_single(self.forward(inputs))
+        return losses.divergence(self.divergence, student_logits, teacher_logits, self.settings.T)
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedule as if the epochs before `epoch` had been run."""

@@ -37,6 +37,8 @@ class Keywords(TypedDict, total=False):
     momentum: float | None
     weight_decay: float | None
     amp: str | None
+    eval_every: int | None
+    reuse_teacher: int | None
     seed: int | None
     act: float | None
     balance: float | None

@@ -61,7 +61,7 @@ class SampleRepository:
         self.log, self.rank, self.world_size = log, rank, world_size
         image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
         self._room = None if resident_bytes is None else resident_bytes // image_bytes  # in images
-        self._image_shape, self._feature_dim = image_shape, feature_dim
+        self.image_shape, self._feature_dim = image_shape, feature_dim
         self._clear()
 
     def _clear(self) -> None:
@@ -77,11 +77,11 @@ class SampleRepository:
             "serials": none(),
             "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
         }
-        self._images = none(*self._image_shape, dtype=torch.uint8)
+        self._images = none(*self.image_shape, dtype=torch.uint8)
         self._order = none()  # slots, oldest sample first
         self._free = none()  # slots that hold no sample
         self._free_places = none()  # of `_images`
-        self._some_away = False  # whether images of this process are not resident
+        self._some_away = False  # whether images that this process draws are not resident
 
     def __len__(self) -> int:
         return len(self._order)
@@ -106,6 +106,11 @@ class SampleRepository:
         """(N,) float32: the teacher's top probability, in [0, 1]."""
         return self._rows["confidences"][self._order]
 
+    @property
+    def serials(self) -> Tensor:
+        """(N,) int64: how many samples were stored before this one; it rises."""
+        return self._rows["serials"][self._order]
+
     def table(self) -> SlotTable:
         """Features and labels where they lie."""
         rows = self._rows
@@ -115,6 +120,11 @@ class SampleRepository:
         """uint8 (len(indices), C, H, W) of the samples at these places of the stored order. Those of other
         processes are read from the log."""
         return self._mixed(self._rows["places"][self._order[indices]])
+
+    def drawn(self, indices: Tensor) -> Tensor:
+        """The same of samples of `own()`, without asking the device where images are."""
+        places = self._rows["places"][self._order[indices]]
+        return self._mixed(places) if self._some_away else self._images[places]
 
     def counts(self) -> Tensor:
         """Samples of each class, int64 (num_classes,)."""
@@ -184,33 +194,41 @@ class SampleRepository:
         self._free_places = torch.cat([places[places >= 0], self._free_places])
         self._order = self._order[keep]
 
-    def batches(self, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """`steps` batches of exactly `batch_size` uint8 images, cut from an endless row of shuffles of
-        the repository: full even where it holds fewer samples than a batch, since a last batch of a
+    def own(self) -> Tensor:
+        """Places in the stored order, int64, of the samples from which this process draws its batches: those
+        whose images it keeps, or all, where so few are stored that it keeps none."""
+        own = (self.serials % self.world_size == self.rank).nonzero().squeeze(1)
+        if len(own) or not len(self):
+            return own
+        self._some_away = True  # it reads those of the others
+        return torch.arange(len(self), device=self.device)
+
+    def draws(self, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """`steps` batches of exactly `batch_size` places in the stored order, cut from an endless row of
+        shuffles of `own()`: full even where it holds fewer samples than a batch, since a last batch of a
         few images would ruin the student's BatchNorm statistics.
 
         Raises:
             ValueError: the repository is empty.
         """
-        places, away = self._rows["places"][self._order], self._some_away
-        own = places[self._rows["serials"][self._order] % self.world_size == self.rank]
-        if len(own):
-            places = own
-        elif len(places):
-            away = True  # of so few samples none is this process's: it reads those of the others
-        else:
+        own = self.own()
+        if not len(own):
             raise ValueError("the repository is empty: synthesise before drawing from it")
-        queue = places[:0]
+        queue = own[:0]
         for _ in range(steps):
             while len(queue) < batch_size:
-                shuffle = torch.randperm(len(places), generator=generator, device=self.device)
-                queue = torch.cat([queue, places[shuffle]])
+                shuffle = torch.randperm(len(own), generator=generator, device=self.device)
+                queue = torch.cat([queue, own[shuffle]])
             batch, queue = queue[:batch_size], queue[batch_size:]
-            yield self._mixed(batch) if away else self._images[batch]
+            yield batch
+
+    def batches(self, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """The uint8 images (batch_size, C, H, W) of `draws`."""
+        return map(self.drawn, self.draws(batch_size, steps, generator))
 
     def _mixed(self, places: Tensor) -> Tensor:
         """Images from memory and from the log."""
-        images = self._images.new_empty(len(places), *self._image_shape)
+        images = self._images.new_empty(len(places), *self.image_shape)
         away = places < 0
         images[~away] = self._images[places[~away]]
         if away.any():
@@ -220,10 +238,9 @@ class SampleRepository:
 
     def state_dict(self) -> dict:
         """Which samples of the log there are, in order; without a log, the samples themselves."""
-        serials = self._rows["serials"][self._order]
         state = {
             "stored": self.stored,
-            "serials": serials,
+            "serials": self.serials,
             "feature_dim": self._feature_dim,
             "format": FORMAT,
         }

@@ -276,8 +276,9 @@ class Precision:
     title: ClassVar[str] = "precision"
     amp: str = setting(
         "off",
-        choice("precision", ("off", "bf16", "fp16")),
-        "half precision: bf16 in all networks, fp16 (with scaled losses) in the steps of what is trained",
+        choice("precision", ("off", "bf16", "fp16", "auto")),
+        "half precision: bf16 in all networks, fp16 (with scaled losses) in the steps of what is trained; "
+        "auto is bf16 where the device computes with it, else off",
     )
     fp16: bool = option(False, SWITCH, "the same as --amp fp16")
 
@@ -312,6 +313,9 @@ class Running:
     )
     start_epoch: int = option(0, COUNT_OR_NONE, "first epoch to run, without a checkpoint", table=True)
     evaluate_only: bool = option(False, SWITCH, "score the student of --resume or --save_dir, and stop")
+    eval_every: int = option(
+        1, COUNT, "number of epochs between two evaluations; the last epoch is always evaluated", library=True
+    )
     tensorboard: bool = option(False, SWITCH, "write metrics and contact sheets as TensorBoard events too")
     export_repository: bool = option(
         False, SWITCH, "write the samples as PNG files in class folders at the end"
@@ -325,6 +329,14 @@ class Running:
         "memory for images in each process, such as 4GB; the other images are read from the run folder, with "
         "the same results",
         default_text="no limit",
+    )
+    reuse_teacher: int | None = option(
+        None,
+        SIZE,
+        "memory for the teacher's logits in each process, such as 1GB: it is asked once for each view of a "
+        "stored image of up to 64 pixels, with the same results",
+        default_text="it is asked each time",
+        library=True,
     )
     deterministic: bool = setting(
         False,
@@ -491,6 +503,10 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
             raise UserError(f"--{component} needs stored samples: add --store_samples")
     if v["export_repository"] and not v["store_samples"]:
         raise UserError("--export_repository needs stored samples: add --store_samples")
+    if v["reuse_teacher"] is not None and not v["store_samples"]:
+        raise UserError(
+            "--reuse_teacher needs stored samples, of which views come again: add --store_samples"
+        )
     if v["eval_folder"] and v["dataset"] != "none":
         raise UserError("--eval_folder is for --dataset none: leave one of them out")
     if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
@@ -524,8 +540,8 @@ def precision(amp: str, fp16: bool) -> str:
     Raises:
         UserError: they contradict each other.
     """
-    if fp16 and amp == "bf16":
-        raise UserError("--fp16 and --amp bf16 contradict each other: choose one")
+    if fp16 and amp in ("bf16", "auto"):
+        raise UserError(f"--fp16 and --amp {amp} contradict each other: choose one")
     return "fp16" if fp16 else amp
 
 

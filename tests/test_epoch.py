@@ -12,6 +12,7 @@ from datafree.data.augment import Augment, Normalize
 from datafree.distiller import Distiller
 from datafree.evaluation import Evaluation
 from datafree.repository import SampleRepository
+from datafree.runs.progress import Progress
 from datafree.settings import resolve
 from datafree.synthesis.base import Synthesis, Synthesizer
 from datafree.torch_utils.streams import RandomStreams
@@ -192,3 +193,28 @@ def test_skipping_epochs_advances_the_schedule_and_the_count_of_calls():
     skipped.skip_to(6)
     assert skipped.run_epoch(6)["lr"] == pytest.approx(rows[6]["lr"])
     assert skipped.synthesizer.calls == 7
+
+
+def test_evaluations_are_as_rare_as_asked_and_the_last_epoch_has_one():
+    made = distiller(eval_every=3)
+    scores = itertools.chain([10.0, 70.0, 50.0, 70.0], itertools.repeat(60.0))
+    made.evaluate = lambda _student: Evaluation(next(scores), 100.0, 1.0, 1, 2)
+    rows, _ = run(made)
+    assert [row["evaluated"] for row in rows] == [epoch in (2, 5, 8, 9) for epoch in range(EPOCHS)]
+    # The first is needed, of the student as it was.
+    assert [row["test_top1"] for row in rows] == [10, 10, 70, 70, 70, 50, 50, 50, 70, 60]
+    progress = Progress(0)
+    best = [row["epoch"] for row in rows if progress.add(row, 0.0)]
+    assert best == [0, 2]  # of those evaluated; of equals the first
+    assert progress.best_top1 == 70
+
+
+def test_the_last_student_is_evaluated_in_single_precision_and_those_before_it_as_asked():
+    made = distiller(amp="bf16")
+    seen = []
+    made.evaluate = lambda network: (
+        seen.append(network(torch.rand(2, 3, 8, 8)).dtype) or Evaluation(50.0, 100.0, 1.0, 1, 2)
+    )
+    run(made)
+    assert seen == [torch.bfloat16] * (len(seen) - 1) + [torch.float32]
+    assert len(seen) == 1 + EPOCHS - WARMUP

@@ -39,6 +39,7 @@ from datafree.synthesis import cmi, fast_meta
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
 from datafree.torch_utils import checkpoint
+from datafree.torch_utils.precision import found_precision
 
 
 class Says(nn.Module):
@@ -514,3 +515,17 @@ def test_students_learn_without_the_augmentation_of_a_synthesis():
     assert augment.for_training().large_scale == (0.08, 1.0)
     assert isinstance(OnlyNormalize(NORMALIZE), Augment)
     assert classifier(0)(torch.rand(1, 3, 8, 8)).shape == (1, CLASSES)
+
+
+def test_auto_is_bf16_where_the_device_computes_with_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for able, amp in (
+        ({"avx512_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx2": True}, "off"),
+        ({}, "off"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert found_precision("auto", cpu) == amp
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in early versions of torch
+    assert found_precision("auto", cpu) == "off"
+    assert [found_precision(amp, cpu) for amp in ("off", "bf16", "fp16")] == ["off", "bf16", "fp16"]

@@ -39,7 +39,7 @@ FLOORS = [
     ["api"],
     ["assemble"],
     ["distiller"],
-    ["kd"],
+    ["kd", "reuse"],
     ["evaluation"],
     ["repository"],
     ["iho", "blg", "balance"],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 SMALL = 64  # pixels a side, up to which images are padded and cropped back
 PADDING = 4  # pixels around a small image, before it is cropped back
+OFFSETS = 2 * PADDING + 1  # of the crop, in each direction
 SYNTHESIS_SCALE = (0.75, 1.0)  # share of a large image's area that a crop keeps, in synthesis
 TRAINING_SCALE = (0.08, 1.0)  # and in KD and the training of teachers, as torchvision's default
 ASPECT = (3 / 4, 4 / 3)
@@ -74,14 +75,40 @@ class Augment:
         """The same of uint8 images, without gradients: whole-pixel crops are taken in 8 bits."""
         if not self._shifts(images):
             return self(images.float().div_(255), generator)
+        return self.view(images, self.draw_views(len(images), generator))
+
+    def views(self, image_shape: tuple[int, int, int]) -> int | None:
+        """How many views there are of a stored image (C, H, W): 81 offsets of its crop, mirrored or not. None
+        where they cannot be counted: large images are resized, and what a derived class does is not known."""
+        if type(self) is not Augment or self.scale is not None or max(image_shape[1:]) > SMALL:
+            return None
+        return OFFSETS**2 * (2 if self.flip else 1)
+
+    def draw_views(self, n: int, generator: torch.Generator) -> Tensor:
+        """Views of n images at random, int64 (n,), as `view` takes them."""
+        down, right = self._pixel_shifts(n, generator) + PADDING
+        views = down * OFFSETS + right
+        if self.flip:
+            views = 2 * views + (torch.rand(n, generator=generator, device=views.device) < 0.5)
+        return views
+
+    def view(self, images: Tensor, views: Tensor) -> Tensor:
+        """Stored images in given views.
+
+        Args:
+            images: (N, C, H, W) uint8, of up to 64 pixels a side.
+            views: (N,) int64, each in 0 .. `views(...)` - 1.
+
+        Returns:
+            (N, C, H, W) float32, normalised, in channels-last layout.
+        """
         n, channels, height, width = images.shape
-        shift_y, shift_x = self._pixel_shifts(n, generator)
-        rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device).expand(n, -1)
         if self.flip:
-            flipped = torch.rand(n, generator=generator, device=images.device) < 0.5
-            columns = torch.where(flipped[:, None], columns.flip(1), columns)
-        rows, columns = rows + (PADDING + shift_y)[:, None], columns + (PADDING + shift_x)[:, None]
+            columns = torch.where((views % 2 == 1)[:, None], columns.flip(1), columns)
+            views = views // 2
+        rows = torch.arange(height, device=images.device) + (views // OFFSETS)[:, None]
+        columns = columns + (views % OFFSETS)[:, None]
         pixels = rows[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]
         pixels = pixels.view(n, 1, -1).expand(-1, channels, -1)
         padded = F.pad(images, (PADDING,) * 4)

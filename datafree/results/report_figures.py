@@ -41,7 +41,8 @@ def _new_axis(height: float) -> tuple[Figure, Axes]:
 def _line(axis: Axes, one: Shown, values: np.ndarray) -> None:
     """A line by epoch, with dots where there are few epochs to see."""
     marker = "o" if np.isfinite(values).sum() < 3 else None
-    axis.plot(one.epochs, values, color=one.color, marker=marker, markersize=4, linewidth=1.4)
+    there = np.isfinite(values)
+    axis.plot(one.epochs[there], values[there], color=one.color, marker=marker, markersize=4, linewidth=1.4)
 
 
 def accuracy_figure(shown: Sequence[Shown]) -> Figure:
@@ -49,16 +50,19 @@ def accuracy_figure(shown: Sequence[Shown]) -> Figure:
     figure, axis = _new_axis(3.0)
     for one in shown:
         accuracy = one.column("test_top1")
+        if one.has("evaluated"):  # a run of an earlier version was evaluated after every epoch
+            accuracy = np.where(one.column("evaluated") == 1, accuracy, np.nan)
         _line(axis, one, accuracy)
-        axis.annotate(
-            f"{accuracy[-1]:.2f}",
-            (one.epochs[-1], accuracy[-1]),
-            xytext=(4, 0),
-            color=one.color,
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-        )
+        for place in np.flatnonzero(np.isfinite(accuracy))[-1:]:
+            axis.annotate(
+                f"{accuracy[place]:.2f}",
+                (one.epochs[place], accuracy[place]),
+                xytext=(4, 0),
+                color=one.color,
+                textcoords="offset points",
+                va="center",
+                annotation_clip=False,
+            )
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")

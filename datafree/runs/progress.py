@@ -48,8 +48,8 @@ class Progress:
     def add(self, row: dict[str, Any], seconds: float) -> bool:
         """Take note of a finished epoch; returns whether it is the best so far."""
         trained = row.get("loss_kd", 0.0) is not None
-        better = row["test_top1"] > self.best_top1
-        best = better or not self.best_is_trained if trained else self.best_epoch < 0
+        better = row["test_top1"] > self.best_top1 or not self.best_is_trained
+        best = better and row.get("evaluated", True) if trained else self.best_epoch < 0
         if best:
             self.best_epoch, self.best_top1, self.best_is_trained = row["epoch"], row["test_top1"], trained
         self.epoch, self.seconds, self.row = row["epoch"] + 1, seconds, row
@@ -134,17 +134,17 @@ class DistillationBar(ProgressBar):
             f"epoch {row['epoch'] + 1:{len(str(epochs))}}/{epochs}  alpha {row['alpha']:.2f}  "
             f"oh {row['loss_oh']:.3f}  bn {row['loss_bn']:.3f}  adv {row['loss_adv']:+.3f}  "
         )
-        score = f"{self.judged} {row['test_top1']:.2f} %"
+        score = f"{self.judged} {row['test_top1']:.2f} %  "
         if self.judged == "test" and "agreement" in row:
-            score += f"  agreement {row['agreement']:.2f} %"
+            score += f"agreement {row['agreement']:.2f} %  "
         if row["loss_kd"] is None:
             self.bar.update()
             text += "warm-up  "
         else:
-            text += f"kd {row['loss_kd']:.3f}  {score}  "
+            text += f"kd {row['loss_kd']:.3f}  {score if row['evaluated'] else ''}"
         text += f"samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
         loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
-        self.bar.set_postfix_str(f"{loss}{score}")
+        self.bar.set_postfix_str(f"{loss}{score.rstrip()}")
         self.say(text)
 
 

@@ -82,7 +82,10 @@ class Run:
         if not (self.path / METRICS).is_file():
             return found
         rows = self.metrics
-        last = [row["test_top1"] for row in rows[-math.ceil(len(rows) / 5) :]]
+        last_fifth = rows[-math.ceil(len(rows) / 5) :]
+        last = [row["test_top1"] for row in last_fifth if row.get("evaluated", True)] or [
+            rows[-1]["test_top1"]
+        ]
         found |= {"last_fifth_mean": mean(last), "last_fifth_deviation": pstdev(last)}
         if all("made" in row for row in rows):
             found["images_made"] = sum(row["made"] for row in rows)

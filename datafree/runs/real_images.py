@@ -48,10 +48,10 @@ def train(settings: TrainSettings, output: Path) -> None:
             longer finite.
         Stopped: by a signal.
     """
-    s = settings
     folder = training_folder(output)
-    _refuse_output(s, output, folder)
-    run = TrainingRun(s, folder, "--output")
+    _refuse_output(settings, output, folder)
+    run = TrainingRun(settings, folder, "--output")
+    s = run.settings
     facts = data_facts(s, "train")
     train_images, test_images = (
         run.load_split(s.dataset, split, facts.img_size) for split in ("train", "test")
@@ -171,8 +171,8 @@ def distill(settings: KDSettings) -> None:
             be continued, or the loss is no longer finite.
         Stopped: by a signal.
     """
-    s = settings
-    run = TrainingRun(s, Path(s.save_dir), "--save_dir")
+    run = TrainingRun(settings, Path(settings.save_dir), "--save_dir")
+    s = run.settings
     file, content = read_teacher(s.dataset, s.teacher, s.teacher_ckpt)
     facts = data_facts(s, "test", recorded_facts(content))
     torch.manual_seed(s.seed)

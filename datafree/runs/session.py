@@ -3,6 +3,7 @@ their scores."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from datafree.runs.resume import state_of
 from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.device import choose_device
-from datafree.torch_utils.precision import set_kernels
+from datafree.torch_utils.precision import found_precision, set_kernels
 from datafree.torch_utils.processes import Processes
 
 
@@ -42,11 +43,12 @@ class Session:
     """
 
     def __init__(self, settings: Settings):
-        s = self.settings = settings
+        self.device = choose_device(settings.device, settings.gpu)
+        amp = found_precision(settings.amp, self.device)
+        s = self.settings = replace(settings, amp=amp)
         self.folder = Path(s.save_dir)
         self.run: RunFolder | None = None
         self.said: list[str] = []  # before there was a run folder
-        self.device = choose_device(s.device, s.gpu)
         self.processes = Processes.started_by_torchrun(self.device)
         self.lock: RunLock | None = None
         writes = s.epochs and not s.evaluate_only and self.processes.first

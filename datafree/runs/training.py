@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,10 @@ from datafree.runs.lock import RunLock, refuse_existing
 from datafree.runs.loop import EpochWriter, run_epochs
 from datafree.runs.progress import Progress, TrainingBar
 from datafree.runs.resume import Resume
-from datafree.settings import KDSettings, TrainSettings, as_dict, identity
+from datafree.settings import KDSettings, RealSettings, TrainSettings, as_dict, identity
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils.device import choose_device
+from datafree.torch_utils.precision import found_precision
 from datafree.torch_utils.processes import Processes
 from datafree.torch_utils.sgd import SGDTrainer
 from datafree.torch_utils.state import require_like
@@ -143,11 +144,11 @@ class Trainer(SGDTrainer):
 
 
 @dataclass
-class TrainingRun:
+class TrainingRun(Generic[RealSettings]):
     """The folder of a training, and the processes that take part in it.
 
     Args:
-        settings: of the training.
+        settings: of the training; here with the precision found.
         folder: where it says how far it has come; None where nothing is trained.
         flag: names the folder, for error messages.
 
@@ -155,7 +156,7 @@ class TrainingRun:
         UserError: the device cannot be had, or the folder is taken.
     """
 
-    settings: TrainSettings | KDSettings
+    settings: RealSettings
     folder: Path | None
     flag: str
     device: torch.device = field(init=False)
@@ -167,6 +168,7 @@ class TrainingRun:
     def __post_init__(self) -> None:
         s = self.settings
         self.device = choose_device(s.device, s.gpu)
+        self.settings = s = replace(s, amp=found_precision(s.amp, self.device))
         self.processes = Processes.started_by_torchrun(self.device)
         if self.folder is None:
             return

@@ -10,8 +10,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # what CPUs call that they compute with it
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # `--amp`
 Autocast = Callable[[], AbstractContextManager]
+
+
+def found_precision(amp: str, device: torch.device) -> str:
+    """`--amp` as it is meant on a device: for auto, bf16 where the device computes with it, else off."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "off"
+    able: dict = getattr(torch.cpu, "get_capabilities", dict)()  # not there in early versions of torch
+    return "bf16" if any(able.get(name) for name in BF16) else "off"
 
 
 def autocast(amp: str, device: torch.device) -> Autocast:
