@@ -264,7 +264,7 @@ MUTANTS = [
         "torch_utils/streams.py",
         "common[0], *(own if rank else common)[1:]",
         "common[0], *common[1:]",
-        PARTS + " tests/test_epoch.py tests/test_parallel.py -k draws",
+        PRINT + " -k processes_draw",
     ),
     Mutant("settings.py", "if min(sizes) < 2:", "if sizes[0] < 2:", PRINT),
     Mutant("data/augment.py", "PADDING + 1, (2, n)", "PADDING, (2, n)", PRINT),

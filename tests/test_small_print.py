@@ -40,6 +40,7 @@ from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.precision import found_precision
+from datafree.torch_utils.streams import RandomStreams
 
 
 class Says(nn.Module):
@@ -529,3 +530,13 @@ def test_auto_is_bf16_where_the_device_computes_with_it(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in early versions of torch
     assert found_precision("auto", cpu) == "off"
     assert [found_precision(amp, cpu) for amp in ("off", "bf16", "fp16")] == ["off", "bf16", "fp16"]
+
+
+def test_processes_draw_the_same_labels_and_all_else_differently():
+    def drawn(rank):
+        streams = RandomStreams(3, rank=rank)
+        return [torch.rand(4, generator=getattr(streams, name)).tolist() for name in RandomStreams.NAMES]
+
+    (labels, *first), (same, *other), (again, *third) = map(drawn, range(3))
+    assert labels == same == again
+    assert len({tuple(values) for values in (*first, *other, *third)}) == 6
