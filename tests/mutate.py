@@ -105,7 +105,8 @@ MUTANTS = [
         "torch.from_numpy(records[name])",
         "tests/test_faults.py -k single",
     ),
-    Mutant("runs/lock.py", "    if links:\n", "    if False:\n", PRINT),
+    Mutant("runs/lock.py", "if path.is_symlink() or", "if", PRINT),
+    Mutant("runs/lock.py", "or (path.exists() and not kind_fits)", "", PRINT),
     Mutant("runs/lock.py", "if found and not (is_run or bare):", "if False:", STRANGERS + " -k someone"),
     Mutant("runs/lock.py", "        if not same:\n", "        if False:\n", STRANGERS + " -k goes"),
     Mutant(
@@ -353,10 +354,10 @@ def notice(mutant: Mutant, tree: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=int, help="number of one mutant")
+    parser.add_argument("--only", type=int, nargs="+", metavar="NUMBER", help="of all mutants these")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    chosen = list(enumerate(MUTANTS)) if args.only is None else [(args.only, MUTANTS[args.only])]
+    chosen = [(number, one) for number, one in enumerate(MUTANTS) if args.only is None or number in args.only]
     survived = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         trees: Queue[Path] = Queue()

@@ -117,6 +117,8 @@ HOW = ["a value"] * 6 + "flipped cut longer deep text folder pipe huge gone endl
 @example("table", "config.json", "pipe", 0)
 @example("report", "metrics.jsonl", "endless", 0)
 @example("export", "config.json", "huge", 0)
+@example("resume", "metrics.jsonl", "pipe", 0)
+@example("resume", "metrics.jsonl", "huge", 0)
 def test_a_damaged_run_is_read_or_refused_in_a_line(genuine, reader, file, how, seed):
     work = genuine / "work"
     shutil.rmtree(work, ignore_errors=True)

@@ -169,14 +169,18 @@ def test_a_sample_log_knows_its_checksum_after_it_was_continued(tmp_path):
         SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1).require(15, log.checksum ^ 1)
 
 
-def test_links_in_a_run_folder_are_not_followed(tmp_path):
-    (tmp_path / "theirs").write_text("mine")
-    for name in ("log.txt", ".lock", "student.pth", "images"):
-        folder = tmp_path / f"run-{name}"
-        folder.mkdir()
-        (folder / name).symlink_to(tmp_path / "theirs")
-        with pytest.raises(UserError, match="is a link, which a run never makes"):
-            refuse_existing(folder, resume=False, overwrite=True)
+@pytest.mark.parametrize("resume", [False, True])
+def test_nothing_is_written_to_links_pipes_and_folders_in_place_of_files(tmp_path, resume):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    kinds = (lambda path: path.symlink_to(theirs), os.mkfifo, os.mkdir)
+    for number, make in enumerate(kinds):
+        for name in ("log.txt", ".lock", "metrics.jsonl", "student.pth", *["images"] * (make != os.mkdir)):
+            folder = tmp_path / f"run-{number}-{name}"
+            folder.mkdir()
+            make(folder / name)
+            with pytest.raises(UserError, match="is a link or another thing that no run makes"):
+                refuse_existing(folder, resume=resume, overwrite=not resume)
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_takes_the_others_place(tmp_path, monkeypatch):

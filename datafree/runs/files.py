@@ -20,18 +20,5 @@ LOCK = ".lock"  # held by the command that writes; tells that the folder is a ru
 EXPORT, EXPORT_BEST = "export", "export_best"  # what `export.py` makes of the student
 
 MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # of a run that has begun
-FILES = (
-    *MARKS,
-    PREVIOUS,
-    ASIDE,
-    SAMPLES,
-    LOG,
-    STUDENT,
-    STUDENT_BEST,
-    SUMMARY,
-    IMAGES,
-    REPOSITORY,
-    TENSORBOARD,
-    EXPORT,
-    EXPORT_BEST,
-)
+FOLDERS = (IMAGES, REPOSITORY, TENSORBOARD, EXPORT, EXPORT_BEST)
+FILES = (*MARKS, PREVIOUS, ASIDE, SAMPLES, LOG, STUDENT, STUDENT_BEST, SUMMARY, *FOLDERS)

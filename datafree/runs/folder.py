@@ -20,6 +20,7 @@ from datafree.repository import SampleRepository
 from datafree.runs.contact_sheet import contact_sheet
 from datafree.runs.files import ASIDE, CHECKPOINT, FILES, IMAGES, LOG, METRICS, PREVIOUS, STUDENT, TENSORBOARD
 from datafree.runs.lock import RunLock
+from datafree.runs.schema import read_text
 from datafree.torch_utils import checkpoint
 
 
@@ -99,9 +100,18 @@ class RunFolder:
             self._events.flush()
 
     def truncate_metrics(self, first: int, epoch: int) -> None:
-        """Keep the lines of the epochs from `first` to the one before `epoch`; the rest is written anew."""
+        """Keep the lines of the epochs from `first` to the one before `epoch`; the rest is written anew.
+
+        Raises:
+            UserError: the file cannot be read, or is far too long.
+        """
         path = self.path / METRICS
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        try:
+            text = read_text(path, errors="replace") if path.exists() else ""
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot read {path} ({error}): remove it, and go on without its lines"
+            ) from error
         kept: dict[int, str] = {}
         for line in text.splitlines():
             try:  # a line may be cut short by a crash, in an epoch that has no checkpoint

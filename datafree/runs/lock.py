@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from datafree.errors import UserError
-from datafree.runs.files import CHECKPOINT, CONFIG, FILES, LOCK, MARKS, PREVIOUS, TRAINING
+from datafree.runs.files import CHECKPOINT, CONFIG, FILES, FOLDERS, LOCK, MARKS, PREVIOUS, TRAINING
 from datafree.runs.schema import read_json
 
 try:
@@ -55,9 +55,11 @@ def refuse_existing(folder: Path, resume: bool, overwrite: bool, flag: str = "--
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another {flag}")
     found = [name for name in FILES if (folder / name).exists() or (folder / name).is_symlink()]
-    links = [name for name in (*found, LOCK) if (folder / name).is_symlink()]
-    if links:
-        raise UserError(f"{folder / links[0]} is a link, which a run never makes: choose another {flag}")
+    for name in (*found, LOCK):
+        path = folder / name
+        kind_fits = path.is_dir() if name in FOLDERS else path.is_file()
+        if path.is_symlink() or (path.exists() and not kind_fits):
+            raise UserError(f"{path} is a link or another thing that no run makes: choose another {flag}")
     # The lock is there before any other file, and after the others when a run is being replaced.
     is_run = is_of_run(folder)
     # A checkpoint may have been copied by itself.

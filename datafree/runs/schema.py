@@ -22,8 +22,9 @@ FOUND = ("mean", "std", "img_size", "flip")  # settings whose value in the end i
 NAMED = ("teacher", "student", "method", "dataset")  # settings by which networks, methods and data are found
 
 
-def read_text(file: Path) -> str:
-    """The text of a regular file; a pipe, say, would never end.
+def read_text(file: Path, errors: str = "strict") -> str:
+    """The text of a regular file; a pipe, say, would never end. `errors` is what to do about bytes that are
+    no text, as of `bytes.decode`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -35,7 +36,7 @@ def read_text(file: Path) -> str:
         data = opened.read(LONGEST + 1)
     if len(data) > LONGEST:
         raise ValueError(f"{file.name} is longer than {LONGEST} bytes")
-    return data.decode("utf-8")
+    return data.decode("utf-8", errors)
 
 
 def read_json(file: Path) -> dict[str, Any]:
