@@ -20,7 +20,8 @@ from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = (".git", ".venv", "run", "data", "build", "checkpoints", "__pycache__", "*.egg-info", ".*_cache")
+CACHES = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
+LARGE = {".git", ".venv", "run", "data", "build", "checkpoints"}  # at the top
 SECONDS = 600
 
 
@@ -323,6 +324,11 @@ MUTANTS = [
 ]
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy does not need."""
+    return CACHES(folder, names) | (LARGE & set(names) if Path(folder) == ROOT else set())
+
+
 def notice(mutant: Mutant, tree: Path) -> bool:
     """Whether a test fails with the mutant in a copy of the project."""
     file = tree / "datafree" / mutant.file
@@ -363,7 +369,7 @@ def main() -> None:
         trees: Queue[Path] = Queue()
         for number in range(args.jobs):
             tree = Path(folder) / str(number)
-            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+            shutil.copytree(ROOT, tree, ignore=left_out, symlinks=True)
             trees.put(tree)
 
         def one(numbered: tuple[int, Mutant]) -> None:
