@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from datafree.assemble import make_distiller
 from datafree.data.augment import Augment, Normalize
-from datafree.data.facts import LEAST_STD
+from datafree.data.facts import LEAST_STD, MAX_SIZE
 from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
-from datafree.networks.examine import NO_STATISTICS, examine
+from datafree.networks.examine import NO_STATISTICS, examine, require_usable
 from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
 from datafree.torch_utils.precision import found_precision
@@ -85,6 +86,8 @@ def distill(
         raise UserError("the student has no parameters to train")
     device = weights.device
     settings = replace(settings, amp=found_precision(settings.amp, device))
+    for network, name in ((teacher, "teacher"), (student, "student")):
+        require_usable(network, name)
     _require_apart(teacher, student)
 
     def score(network: nn.Module) -> Evaluation:
@@ -174,8 +177,13 @@ def _require_apart(teacher: nn.Module, student: nn.Module) -> None:
     """Raises:
     UserError: what trains the student would change the teacher.
     """
-    taught = {id(value) for value in (*teacher.modules(), *teacher.parameters(), *teacher.buffers())}
-    if any(id(value) in taught for value in (*student.modules(), *student.parameters(), *student.buffers())):
+
+    def parts(network: nn.Module) -> set[int]:
+        values = (*network.parameters(), *network.buffers())
+        memory = {value.untyped_storage().data_ptr() for value in values if not is_lazy(value)} - {0}
+        return memory | {id(layer) for layer in network.modules()}
+
+    if parts(teacher) & parts(student):
         raise UserError("teacher and student share layers: give one of them a copy (copy.deepcopy)")
 
 
@@ -198,9 +206,9 @@ def _check_images(
     if not all(map(math.isfinite, (*mean, *std))) or min(std) < LEAST_STD:
         raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std {LEAST_STD} or more")
     try:
-        fits = operator.index(img_size) >= 8
+        fits = 8 <= operator.index(img_size) <= MAX_SIZE
     except TypeError:
         fits = False
     if not fits:
-        raise UserError(f"img_size {img_size}: it must be a whole number, 8 or more")
+        raise UserError(f"img_size {img_size}: it must be a whole number from 8 to {MAX_SIZE}")
     return mean, std

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator
@@ -189,9 +190,8 @@ class Distiller:
             samples = Samples(*map(p.gather, vars(samples).values()))
         # The first step that went wrong tells why; the total, which comes first, is the terms' sum.
         if not all(map(math.isfinite, terms.values())):
-            flag = (
-                "--lr_g" if self._answers(samples) else "--lr"
-            )  # a student has gone astray, and shows it now
+            # A student may have gone astray before, and show it now.
+            flag = "--lr_g" if self._answers(samples) else "--lr"
             for step in zip(*reversed(steps.values()), strict=True):
                 require_finite(dict(zip(reversed(steps), step, strict=True)), epoch, "synthesis", flag)
         generator = getattr(self.synthesizer, "generator", None)
@@ -344,7 +344,8 @@ def require_finite_weights(network: nn.Module | None, epoch: int, phase: str, fl
     """
     if network is None:
         return
-    values = (*network.parameters(), *batch_statistics(network))
+    layers = (layer for layer in network.modules() if isinstance(layer, _BatchNorm))
+    values = (*network.parameters(), *(value for layer in layers for value in batch_statistics(layer)))
     if not torch.stack([value.isfinite().all() for value in values]).all():
         raise UserError(
             f"in the {phase} of epoch {epoch + 1} the weights are no longer finite: try a lower {flag}"

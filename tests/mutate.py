@@ -38,7 +38,38 @@ PARTS = "tests/test_components.py"
 EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
 ODD = "tests/test_odd_networks.py"
+REUSE = "tests/test_reuse.py"
 MUTANTS = [
+    # The teacher's answers, remembered
+    Mutant("reuse.py", "self._known.view(self.rows, self.views)[taken] = False", "pass", REUSE),
+    Mutant(
+        "reuse.py",
+        "new, free = (rows < 0).nonzero().squeeze(1), (~held)",
+        "new, free = (rows < 0).nonzero().squeeze(1).flip(0), (~held)",
+        REUSE,
+    ),
+    Mutant("reuse.py", "self._known[cells] = True", "pass", REUSE),
+    Mutant(
+        "reuse.py",
+        "whole = torch.cat([part, part[:1].expand(self.batch_size - len(part))])",
+        "whole = part",
+        REUSE,
+    ),
+    Mutant("reuse.py", "        self._serials.fill_(-1)", "        pass", REUSE),
+    Mutant("data/augment.py", "if type(self) is not Augment or", "if", REUSE),
+    Mutant(
+        "distiller.py",
+        "due = (epoch + 1) % s.eval_every == 0 or last",
+        "due = (epoch + 1) % s.eval_every == 0",
+        EPOCH,
+    ),
+    Mutant(
+        "distiller.py",
+        "with nullcontext() if last else self.kd.autocast():",
+        "with self.kd.autocast():",
+        EPOCH,
+    ),
+    Mutant("runs/progress.py", 'better and row.get("evaluated", True) if', "better if", EPOCH),
     # Headline figures
     Mutant("evaluation.py", ".argmax(1)\n\n", ".argmax(1) * 0\n\n", PRINT),
     Mutant("evaluation.py", "logits.topk(min(5, ", "logits.topk(min(4, ", PRINT),
@@ -153,10 +184,19 @@ MUTANTS = [
         "if False]",
         "tests/test_scripts.py -k other_settings",
     ),
-    Mutant("runs/schema.py", "opened.read(LONGEST + 1)", "opened.read()", STRANGERS + " -k huge"),
+    Mutant("runs/schema.py", "opened.read(longest + 1)", "opened.read()", STRANGERS + " -k huge"),
     Mutant("runs/stored.py", "if not known or", "if", STRANGERS + " -k cannot_be_are"),
     Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
-    Mutant("networks/examine.py", "    if own._version != before:", "    if False:", ODD),
+    Mutant("networks/examine.py", "    if not torch.equal(own, images):", "    if False:", ODD),
+    Mutant(
+        "torch_utils/unpickle.py",
+        "_plain(*self.stack[::2])\n        super().load_setitems",
+        "super().load_setitems",
+        STRANGERS + " -k few_bytes",
+    ),
+    Mutant("torch_utils/unpickle.py", "if self.most < 0:", "if False:", STRANGERS + " -k few_bytes"),
+    Mutant("networks/examine.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
+    Mutant("api.py", "if parts(teacher) & parts(student):", "if False:", ODD),
     # Published settings and wiring
     Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', PRINT),
     Mutant("methods.py", '"lr_g": 0.1,', '"lr_g": 0.01,', PRINT),
@@ -247,7 +287,12 @@ MUTANTS = [
         "inputs = to_float(images.to(self.streams.device))",
         PRINT,
     ),
-    Mutant("distiller.py", "(self.evaluation is None or not warming_up)", "(self.evaluation is None)", PRINT),
+    Mutant(
+        "distiller.py",
+        "(self.evaluation is None or (due and epoch >= s.warmup))",
+        "(self.evaluation is None)",
+        PRINT,
+    ),
     Mutant("distiller.py", "            self.kd.scheduler.step()", "            pass", EPOCH),
     Mutant("kd.py", "FINAL_LR = 2e-4", "FINAL_LR = 0.0", GOLDEN + " " + EPOCH),
     Mutant(
@@ -278,7 +323,10 @@ MUTANTS = [
         PRINT,
     ),
     Mutant(
-        "repository.py", "% self.world_size == self.rank]", "% self.world_size >= 0]", PARTS + " -k processes"
+        "repository.py",
+        "self.serials % self.world_size == self.rank",
+        "self.serials >= 0",
+        PARTS + " -k processes",
     ),
     Mutant(
         "repository.py",

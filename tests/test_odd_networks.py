@@ -1,6 +1,7 @@
 """Networks that cannot be distilled are told apart before the first epoch, and odd ones that can are."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ def write_to_input(inner, x):
     return inner(x)
 
 
+def write_unseen(inner, x):
+    x.data.mul_(2)  # which autograd is not told of
+    return inner(x)
+
+
 def without_gradient(inner, x):
     with torch.no_grad():
         return inner(x)
@@ -54,6 +60,12 @@ def made_under_inference():
         return small(1)
 
 
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.script(small(1))
+
+
 def lazy_network():
     torch.manual_seed(1)
     return nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
@@ -70,7 +82,8 @@ NO_STUDENTS = [
     (lambda: nn.Flatten(), "the student has no parameters to train"),
     (lambda: Around(small(1), without_gradient), "student: gives no gradient to its parameters"),
     (lambda: Around(small(1), under_inference), "student: gives no gradient to its parameters"),
-    (made_under_inference, "student: was made under torch.inference_mode"),
+    (made_under_inference, "student was made under torch.inference_mode"),
+    (scripted, "student is of TorchScript"),
     (lambda: small(1).bfloat16(), "student: .* in bfloat16: call .float"),
 ]
 NO_TEACHERS = [
@@ -83,6 +96,12 @@ NO_TEACHERS = [
         lambda: Around(small(0), lambda inner, x: inner(x).detach()),
         "teacher: gives no gradient to its images",
     ),
+    (
+        lambda: Around(small(0), lambda inner, x: inner(x).round()),
+        "teacher: gives no gradient to its images.*or rounds",
+    ),
+    (made_under_inference, "teacher was made under torch.inference_mode"),
+    (scripted, "teacher is of TorchScript"),
     (damaged_network, "teacher: has values in 6.weight that are not finite: it is damaged"),
     (lambda: small(0).bfloat16(), "teacher: has .* in bfloat16: call .float"),
 ]
@@ -108,6 +127,28 @@ def test_networks_that_share_layers_are_refused():
             datafree.distill(teacher, one, **FEW)
 
 
+@pytest.mark.parametrize("share", ["assigned", "one weight", "a buffer"])
+def test_networks_that_share_memory_are_refused(share):
+    teacher, student = small(0), small(1)
+    if share == "assigned":
+        student.load_state_dict(teacher.state_dict(), assign=True)
+    elif share == "one weight":
+        student[0].weight.data = teacher[0].weight.data
+    else:
+        student.register_buffer("view", teacher[0].weight.detach()[0])
+    before = copy.deepcopy(teacher.state_dict())
+    with pytest.raises(UserError, match="teacher and student share layers"):
+        datafree.distill(teacher, student, **FEW)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_a_buffer_may_be_infinite_as_a_mask_of_attention_is():
+    for teaches in (False, True):
+        networks = [small(0), small(1)]
+        networks[teaches].register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+        datafree.distill(*networks, **FEW)
+
+
 def state_after(teacher, student):
     datafree.distill(teacher, student, **FEW)
     return student.state_dict()
@@ -117,8 +158,15 @@ def test_a_teacher_that_writes_to_its_images_teaches_as_one_that_does_not():
     def doubled(inner, x):
         return inner(x * 2)
 
-    states = [state_after(Around(small(0), forward), small(1)) for forward in (doubled, write_to_input)]
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    first, *others = [
+        state_after(Around(small(0), forward), small(1)) for forward in (doubled, write_to_input)
+    ]
+    assert all(torch.equal(value, state[key]) for state in others for key, value in first.items())
+    # Unseen by autograd it teaches something else, but what the student sees is left alone.
+    seen = []
+    student = Around(small(1), lambda inner, x: seen.append(x.detach().abs().max().item()) or inner(x))
+    datafree.distill(Around(small(0), write_unseen), student, **FEW)
+    assert max(seen) <= 1.0 + 1e-6
     teacher = Around(small(0), write_to_input)
     datafree.distill(teacher, small(1), **FEW)
     images = torch.rand(2, 3, 8, 8)

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 import zipfile
+from collections import Counter, OrderedDict
 from contextlib import suppress
 
 import numpy as np
@@ -19,6 +21,7 @@ from conftest import ROOT, run_here, run_script
 from safetensors import safe_open
 from test_scripts import TINY, assert_refused, metrics, write_teacher
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import datafree
 from datafree import models
@@ -27,7 +30,7 @@ from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, is_of_run
 from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
-from datafree.runs.schema import LONGEST, read_text
+from datafree.runs.schema import LONGEST, metrics_of, read_text
 from datafree.runs.stored import read_samples
 from datafree.torch_utils import checkpoint
 
@@ -97,6 +100,92 @@ def test_a_description_that_cannot_be_true_takes_no_memory(content, message, tmp
         datafree.load_student(tmp_path / "s.pth")
     assert "\n" not in str(raised.value)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
+
+
+class Call:
+    """Is pickled as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.made = function, arguments
+
+    def __reduce__(self):
+        return self.made
+
+
+def nested(levels):
+    """A list whose text is eight times as long with every level, in a few bytes."""
+    value = ["x"]
+    for _ in range(levels):
+        value = [value] * 8
+    return value
+
+
+MANY = list(range(20_000))
+COUNTED, PAIRS = dict.fromkeys(MANY, 1), [(number, 0) for number in MANY]
+# Nested tuples, each twice in the next: to hash the last one would take longer than anybody lives.
+KEY = b"K\x01" + b"2\x86" * 60
+PICKLES = {
+    "dict": b"\x80\x02}" + KEY + b"K\x02s.",
+    "dicts": b"\x80\x02}(" + KEY + b"K\x02u.",
+    "old dict": b"\x80\x02(" + KEY + b"K\x02d.",
+    "set": b"\x80\x04\x8f(" + KEY + b"\x90.",
+    "frozen set": b"\x80\x04(" + KEY + b"\x91.",
+    "storage": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    + KEY
+    + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+}
+BOMBS = {
+    "text": Call(TorchVersion, nested(12)),
+    "size": [Call(torch.Size, nested(12))] * 3,
+    "device": Call(torch.device, nested(12)),
+    "sizes": [Call(torch.Size, MANY) for _ in range(2_000)],
+    "sets": [Call(set, MANY) for _ in range(2_000)],
+    "counters": [Call(Counter, COUNTED) for _ in range(2_000)],
+    "dicts": [Call(OrderedDict, PAIRS) for _ in range(2_000)],
+    "kind": Call(np.dtype, nested(12)),
+}
+
+
+@pytest.mark.parametrize("name", [*BOMBS, *PICKLES])
+def test_a_few_bytes_are_never_made_into_much(name, tmp_path):
+    path = tmp_path / "s.pth"
+    if name in BOMBS:
+        torch.save(BOMBS[name], path)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("s/data.pkl", PICKLES[name])
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(UserError):
+        checkpoint.read(path)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
+    assert time.monotonic() - start < 20
+
+
+def test_what_torch_saves_of_tensors_is_read_as_torch_reads_it(tmp_path):
+    weight = nn.Parameter(torch.randn(2, 3))
+    weight.no_weight_decay = True
+    content = {
+        "weight": weight,
+        "negative": torch._neg_view(torch.ones(2)),
+        "slice": torch.arange(12).view(3, 4)[1:, ::2],
+        "dtype": [torch.float8_e4m3fn, torch.complex64, torch.float32],
+        "sizes": torch.Size([1, 2]),
+        "set": {1, 2},
+        "ordered": OrderedDict(a=OrderedDict(b=1)),
+        "counter": Counter({30: 1}),
+        "version": torch.__version__,
+    }
+    for legacy in (False, True):
+        torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=not legacy)
+        read = checkpoint.read(tmp_path / "c.pth")
+        for name in ("weight", "negative", "slice"):
+            assert torch.equal(read[name], content[name]), name
+        for name in content.keys() - {"weight", "negative", "slice"}:
+            assert read[name] == content[name], name
+    for odd in (torch.zeros(2, dtype=torch.complex64), torch.zeros(2).to(torch.float8_e4m3fn)):
+        torch.save({"odd": odd}, tmp_path / "c.pth")
+        with pytest.raises(UserError, match="a tensor of an odd kind"):
+            checkpoint.read(tmp_path / "c.pth")
 
 
 def test_students_are_loaded_in_threads_and_the_process_stays_as_it_was(finished):
@@ -266,6 +355,17 @@ def test_a_folder_is_known_by_its_mark_or_its_settings_and_overwritten_whole(cwd
     (cwd / "out/config.json").write_text("{")  # the mark is there again
     done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
     assert done.returncode == 0, done.stderr
+    # The mark is still there when what it marked has gone, and someone else has moved in.
+    (cwd / "out/config.json").write_text('{"a": 1}')
+    done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
+    assert_refused(done, "config.json, which is not a run's")
+    assert (cwd / "out/log.txt").exists()
+
+
+def test_a_lock_of_any_bytes_is_no_mark(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe\xff")
+    RunLock(tmp_path).mark()
+    assert (tmp_path / ".lock").read_bytes() == b"\xff\xfe\xff"
 
 
 def test_a_folder_is_marked_once(tmp_path):
@@ -387,3 +487,106 @@ def test_of_a_huge_file_no_more_is_read_than_shows_that_it_is_one(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 4 * LONGEST
+
+
+def test_figures_of_runs_are_as_they_are_to_be_whatever_a_file_says(cwd):
+    rows = (cwd / "out/metrics.jsonl").read_text().splitlines()
+    first = json.loads(rows[0])
+    spoilt = [
+        {"test_top1": 10**400},
+        {"test_top1": [1.0]},
+        {
+            key: [1.0, 2.0]
+            for key in first.keys() - {"epoch", "test_top1", "seconds", "counts", "test_recall"}
+        },
+        {"counts": 5},
+        {"test_recall": 5},
+        {"counts": first["counts"][:3]},
+        {"test_recall": first["test_recall"][:3]},
+    ]
+    for change in spoilt:
+        changed = [json.dumps({**json.loads(row), **change}) for row in rows]
+        (cwd / "out/metrics.jsonl").write_text("\n".join(changed) + "\n")
+        for reader in (("show_result/report.py", "out", "--output", "r.html"), ("scripts/table.py", "out")):
+            assert_refused(run_here(*reader, cwd=cwd), "metrics")
+    many = "".join(f'{{"epoch": {n}, "test_top1": 1, "seconds": {{}}}}\n' for n in range(100_001))
+    with pytest.raises(ValueError, match="number of lines"):
+        metrics_of(many)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("summary.json", {"last_top1": 10**400}),
+        ("config.json", {"mean": [10**400]}),
+        ("config.json", {"classes": ["x" * 10**6] * 10}),
+        ("config.json", {"more": [{}] * 4 * 10**6}),
+    ],
+)
+def test_settings_and_summaries_too(name, change, cwd):
+    content = json.loads((cwd / "out" / name).read_text())
+    (cwd / "out" / name).write_text(json.dumps({**content, **change}))
+    for reader in (("show_result/report.py", "out", "--output", "r.html"), ("scripts/table.py", "out")):
+        assert_refused(run_here(*reader, cwd=cwd), name)
+
+
+def test_class_names_that_no_font_has_are_shown_as_they_can_be(cwd):
+    content = json.loads((cwd / "out/config.json").read_text())
+    content["classes"][0] = "\ud800\x00 \t"
+    (cwd / "out/config.json").write_text(json.dumps(content))
+    done = run_here("show_result/report.py", "out", "--output", "r.html", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_export_makes_no_images_before_it_knows_that_the_samples_fit(cwd):
+    content = torch.load(cwd / "out/student.pth")
+    torch.save({**content, "img_size": 2048}, cwd / "out/student.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = run_here("scripts/export.py", "out", "--format", "torch_export", cwd=cwd)
+    assert_refused(done, "samples.bin holds 0 of the 64 samples")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
+
+
+def test_a_log_that_a_copy_shares_is_not_added_to(cwd):
+    subprocess.run(["cp", "-al", "out", "copy"], cwd=cwd, check=True)
+    before = (cwd / "out/log.txt").read_text()
+    run = RunFolder(cwd / "copy")
+    run.log("more")
+    assert (cwd / "out/log.txt").read_text() == before
+    assert (cwd / "copy/log.txt").read_text() == before + "more\n"
+
+
+def test_a_folder_made_anew_while_a_checkpoint_is_written_stays_empty(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "out")
+    save = torch.save
+
+    def while_it_is_written(*args):
+        save(*args)
+        os.rename(tmp_path / "out", tmp_path / "moved")
+        (tmp_path / "out").mkdir()
+
+    monkeypatch.setattr(torch, "save", while_it_is_written)
+    with pytest.raises(UserError, match="was removed or replaced while the run was going on"):
+        run.save_checkpoint({"a": torch.zeros(3)})
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "abc"}, "cannot join"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "cannot join the other processes"),
+        ({"RANK": "3", "WORLD_SIZE": "1"}, "RANK 3 is beyond WORLD_SIZE 1"),
+    ],
+)
+def test_processes_that_cannot_be_are_told_apart(environment, words, cwd, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(run_here("bsr_main.py", *DIGITS, *TINY, "--save_dir", "new", cwd=cwd), words)
+
+
+def test_matplotlib_is_asked_for_no_window_whatever_the_environment_says(cwd):
+    done = run_script("show_result/report.py", "out", "--output", "r.html", cwd=cwd, MPLBACKEND="nonsense")
+    assert done.returncode == 0, done.stderr

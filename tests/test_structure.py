@@ -194,7 +194,7 @@ def test_distillation_runs_at_an_odd_size():
 
     _, metrics = datafree.distill(small(0), small(1), **{**FEW, "img_size": 13})
     assert metrics[-1]["repository"] == 42
-    with pytest.raises(UserError, match="8 or more"):
+    with pytest.raises(UserError, match="from 8 to 2048"):
         datafree.distill(small(0), small(1), **{**FEW, "img_size": 7})
 
 

@@ -149,6 +149,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Call a command's function. A UserError becomes one line on stderr and exit status 2."""
     prog = os.path.basename(sys.argv[0])
     _open_streams()
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib would not be imported with a name that it does not know
     try:
         main()
     except UserError as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
@@ -116,7 +117,6 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
         images: such as it takes, channels-last.
     """
     own = images.clone()
-    before = own._version
     try:
         with torch.no_grad():
             network(own)
@@ -131,9 +131,22 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
         return network.register_forward_pre_hook(
             lambda _network, inputs: tuple(value.clone(memory_format=plain) for value in inputs)
         )
-    if own._version != before:
+    if not torch.equal(own, images):
         return network.register_forward_pre_hook(lambda _network, inputs: tuple(v.clone() for v in inputs))
     return None
+
+
+def require_usable(network: nn.Module, name: str) -> None:
+    """See that a network can be frozen and hooked; `name` is for the error message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(f"{name} is of TorchScript: give the network that it was made from")
+    values = (value for value in (*network.parameters(), *network.buffers()) if not is_lazy(value))
+    if any(value.is_inference() for value in values):
+        raise UserError(f"{name} was made under torch.inference_mode: make it outside")
 
 
 @torch.no_grad()
@@ -159,6 +172,7 @@ def examine(
         UserError: it does not take such images, gives something else than logits (N, C), or cannot be
             learned from, or trained.
     """
+    require_usable(network, name)
     training = network.training
     network.eval()
     images = torch.rand(2, channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
@@ -217,15 +231,20 @@ def _require_plain_weights(network: nn.Module) -> None:
     """Raises:
     UserError: weights or statistics are not finite, or of a kind that cannot be used here.
     """
+    # A buffer of another kind may be infinite, as a mask of attention is.
+    judged = {name for name, _ in network.named_parameters()} | {
+        f"{module}.{name}".removeprefix(".")
+        for module, layer in network.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for name, _ in layer.named_buffers()
+    }
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(value):
             continue
-        if value.is_inference():
-            raise UserError("was made under torch.inference_mode: make it outside")
         if value.is_floating_point() and value.dtype != torch.float32:
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"has {name} in {kind}: call .float() on it (--amp gives half precision)")
-        if not value.isfinite().all():
+        if name in judged and not value.isfinite().all():
             raise UserError(f"has values in {name} that are not finite: it is damaged")
 
 
@@ -258,8 +277,12 @@ def _require_gradient(network: nn.Module, images: Tensor) -> None:
     """
     images = images.clone().requires_grad_()
     logits = network(images)
-    if not logits.requires_grad or torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is None:
+    gradient = None
+    if logits.requires_grad:  # each logit weighs something else: their sum may be constant
+        weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), images, allow_unused=True)
+    if gradient is None or not gradient.any():
         raise UserError(
-            "gives no gradient to its images, by which samples are made: its forward is under no_grad, or "
-            "detaches"
+            "gives no gradient to its images, by which samples are made: its forward is under no_grad, "
+            "detaches, or rounds"
         )

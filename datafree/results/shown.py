@@ -36,8 +36,9 @@ class Shown:
 
     @property
     def classes(self) -> list[str]:
-        """Names as matplotlib shows them: a dollar sign begins no formula."""
-        return [name.replace("$", r"\$") for name in self.run.told("classes")]
+        """Names as matplotlib can show them: a dollar sign begins no formula."""
+        shown = ("".join(c if c.isprintable() else "?" for c in name) for name in self.run.told("classes"))
+        return [name.replace("$", r"\$") for name in shown]
 
     @cached_property
     def samples(self) -> RunSamples | None:

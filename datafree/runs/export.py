@@ -20,7 +20,8 @@ from datafree.runs.read import Run
 from datafree.runs.stored import NoSamples, read_samples, student_of
 
 TOLERANCE = 1e-3  # of the largest logit, between PyTorch and an exported student
-IMAGES = 256  # of each kind, on which both are compared
+# Of each kind, on which both are compared: so many, or fewer where they would take more bytes than this.
+IMAGES, MOST_BYTES = 256, 256 << 20
 
 
 class Shipped(nn.Module):
@@ -62,15 +63,17 @@ def shipped_student(run: Run, source: NetworkName | None = None, best: bool = Fa
 
 
 def images_to_compare_on(run: Run) -> dict[str, Tensor]:
-    """Images (IMAGES, C, H, W) in [0, 1], by what they are: random ones, and the newest synthesised ones of
+    """Images (N, C, H, W) in [0, 1], by what they are: random ones, and the newest synthesised ones of
     a run that has left some."""
     size, channels = run.config["img_size"], len(run.config["mean"])
-    images = {"random": torch.rand(IMAGES, channels, size, size, generator=torch.Generator().manual_seed(0))}
+    count = max(2, min(IMAGES, MOST_BYTES // (4 * channels * size**2)))
     try:
         samples = read_samples(run)
+        made = {"synthesised": to_float(samples.images(samples.kept.nonzero().squeeze(1)[-count:]))}
     except NoSamples:
-        return images
-    return {**images, "synthesised": to_float(samples.images(samples.kept.nonzero().squeeze(1)[-IMAGES:]))}
+        made = {}
+    rng = torch.Generator().manual_seed(0)
+    return {"random": torch.rand(count, channels, size, size, generator=rng), **made}
 
 
 def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: dict[str, Any]) -> None:

@@ -34,6 +34,15 @@ def require_tensorboard() -> None:
         raise UserError("--tensorboard needs a package that is not installed: pip install tensorboard")
 
 
+def _part(file: Path) -> None:
+    """Have a file of our own where a copy of the folder shares it (a hard link): what is added to one is not
+    to appear in the other."""
+    if file.exists() and file.stat().st_nlink > 1:
+        own = file.with_name(file.name + ".tmp")
+        shutil.copyfile(file, own)
+        own.replace(file)
+
+
 class RunFolder:
     """Writes a run's files.
 
@@ -57,6 +66,7 @@ class RunFolder:
             for name in FILES if overwrite else ():
                 target = path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+            _part(path / LOG)
             self._log = open(path / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 (lives as long)
         except OSError as error:
             raise UserError(f"cannot write to {path} ({error}): choose another folder") from error
@@ -64,7 +74,10 @@ class RunFolder:
         if events_from is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(path / TENSORBOARD), purge_step=events_from)
+            try:
+                self._events = SummaryWriter(str(path / TENSORBOARD), purge_step=events_from)
+            except (OSError, UnicodeError) as error:
+                raise UserError(f"cannot write events to {path} ({error}): choose another folder") from error
 
     def log(self, text: str, color: str | None = None) -> None:
         """A line on the console and in the log."""
@@ -126,8 +139,7 @@ class RunFolder:
         self._write(METRICS, "".join(kept[number] + "\n" for number in sorted(kept)))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        self._lock.require()
-        checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
+        checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True, require=self._lock.require)
 
     def remove_checkpoints(self) -> None:
         """Of a run that will not be continued."""
@@ -135,8 +147,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def save_student(self, content: dict[str, Any], name: str = STUDENT) -> None:
-        self._lock.require()
-        checkpoint.save(content, self.path / name)
+        checkpoint.save(content, self.path / name, require=self._lock.require)
 
     def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:
         """A contact sheet of the newest samples of each class after `epoch` epochs."""

@@ -25,8 +25,10 @@ SETTINGS = {
 
 
 def is_of_run(folder: Path) -> bool:
-    """Whether this project has made the files in a folder."""
-    return _marked(folder) or any(_is_settings(folder / name, keys) for name, keys in SETTINGS.items())
+    """Whether this project has made the files in a folder: its settings tell, or where there are none that
+    can be read, the mark, which outlives what is removed beside it."""
+    told = [_is_settings(folder / name, keys) for name, keys in SETTINGS.items()]
+    return _marked(folder) if set(told) == {None} else False not in told
 
 
 def _marked(folder: Path) -> bool:
@@ -37,11 +39,12 @@ def _marked(folder: Path) -> bool:
         return False
 
 
-def _is_settings(file: Path, keys: set[str]) -> bool:
+def _is_settings(file: Path, keys: set[str]) -> bool | None:
+    """None of a file that is not there, or damaged."""
     try:
         return keys <= read_json(file).keys()
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def refuse_existing(folder: Path, resume: bool, overwrite: bool, flag: str = "--save_dir") -> bool:
@@ -91,7 +94,7 @@ class RunLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o644)
-            self._file = os.fdopen(handle, "r+")  # held as long as this lives
+            self._file = os.fdopen(handle, "r+b")  # held as long as this lives
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error}): choose another {flag}") from error
         try:
@@ -106,7 +109,7 @@ class RunLock:
         """From now on the folder is a run's."""
         self._file.seek(0)
         if not self._file.read(1):
-            self._file.write(MARK)
+            self._file.write(MARK.encode())
             self._file.flush()
 
     def require(self) -> None:

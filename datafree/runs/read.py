@@ -15,7 +15,7 @@ from datafree.errors import UserError
 from datafree.methods import METHODS
 from datafree.networks.names import NetworkName, Pair
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
-from datafree.runs.schema import config_of, metrics_of, read_json, read_text, summary_of
+from datafree.runs.schema import LISTS, config_of, metrics_of, read_json, read_text, summary_of
 from datafree.settings import FIELDS, TABLE
 
 COMPONENTS = ("dlw", "blg", "iho")
@@ -62,6 +62,11 @@ class Run:
         """A dictionary an epoch."""
         try:
             rows = metrics_of(read_text(self.path / METRICS))
+            classes = self.config.get("classes")
+            if any(
+                len(row[name]) != len(classes) for row in rows for name in LISTS if classes and name in row
+            ):
+                raise ValueError("figures of other classes than there are")
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path} has no readable metrics ({error}): leave it out") from error
         if not rows:

@@ -4,7 +4,6 @@ file may be of an earlier version, cut by a crash, or from a stranger. Imports n
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterable
@@ -14,7 +13,10 @@ from typing import Any
 from datafree.networks.names import NetworkName
 from datafree.settings import FIELDS
 
-LONGEST = 64 << 20  # bytes of a file
+LONGEST, LONGEST_OBJECT = 64 << 20, 8 << 20  # bytes of a file, and of one JSON object
+MOST_EPOCHS = 100_000
+LONGEST_NAME = 1_000  # characters, of a class
+LISTS = ("counts", "test_recall")  # metrics that are a figure for each class
 LARGEST = 1e15  # of a figure
 MOST_CLASSES = 100_000
 SIZES = range(8, 2049)  # pixels a side
@@ -22,9 +24,12 @@ FOUND = ("mean", "std", "img_size", "flip")  # settings whose value in the end i
 NAMED = ("teacher", "student", "method", "dataset")  # settings by which networks, methods and data are found
 
 
-def read_text(file: Path, errors: str = "strict") -> str:
-    """The text of a regular file; a pipe, say, would never end. `errors` is what to do about bytes that are
-    no text, as of `bytes.decode`.
+def read_text(file: Path, errors: str = "strict", longest: int = LONGEST) -> str:
+    """The text of a regular file; a pipe, say, would never end.
+
+    Args:
+        errors: what to do about bytes that are no text, as of `bytes.decode`.
+        longest: bytes that it may have.
 
     Raises:
         FileNotFoundError: there is none.
@@ -33,9 +38,9 @@ def read_text(file: Path, errors: str = "strict") -> str:
     with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise ValueError(f"{file.name} is no file")
-        data = opened.read(LONGEST + 1)
-    if len(data) > LONGEST:
-        raise ValueError(f"{file.name} is longer than {LONGEST} bytes")
+        data = opened.read(longest + 1)
+    if len(data) > longest:
+        raise ValueError(f"{file.name} is longer than {longest} bytes")
     return data.decode("utf-8", errors)
 
 
@@ -46,7 +51,7 @@ def read_json(file: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         OSError, ValueError: it cannot be read, or is something else.
     """
-    return _object(read_text(file))
+    return _object(read_text(file, longest=LONGEST_OBJECT))
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -79,7 +84,9 @@ def config_of(content: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{one.name} is {value!r:.80}: {error}") from None
     _require("seed", content.get("seed"), content.get("seed") is not None)
     classes, img_size = content.get("classes", []), content.get("img_size", SIZES[0])
-    texts = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    texts = isinstance(classes, list) and all(
+        isinstance(name, str) and len(name) <= LONGEST_NAME for name in classes
+    )
     _require("classes", classes, texts and len(classes) <= MOST_CLASSES)
     _require("img_size", img_size, type(img_size) is int and img_size in SIZES)
     mean, std = content.get("mean", [0.5]), content.get("std", [0.5])
@@ -111,6 +118,7 @@ def metrics_of(text: str) -> list[dict[str, Any]]:
     lines = [line for line in text.splitlines() if line]
     if lines and not text.endswith("\n"):
         lines.pop()
+    _require("the number of lines", len(lines), len(lines) <= MOST_EPOCHS)
     rows = [_object(line) for line in lines]
     lengths: dict[str, int] = {}
     for row in rows:
@@ -121,8 +129,8 @@ def metrics_of(text: str) -> list[dict[str, Any]]:
         known = isinstance(seconds, dict) and all(map(_is_figure, seconds.values()))
         _require("seconds", seconds, known)
         for name, value in row.items():
-            if isinstance(value, list):
-                _require(name, value, _are_figures(value))
+            if name in LISTS:
+                _require(name, value, isinstance(value, list) and _are_figures(value))
                 _require(name, value, len(value) == lengths.setdefault(name, len(value)))
             elif name != "seconds":
                 _require(name, value, value is None or _is_figure(value))
@@ -134,7 +142,7 @@ def _are_figures(values: Iterable[Any]) -> bool:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < LARGEST
+    return isinstance(value, (int, float)) and -LARGEST < value < LARGEST  # which NaN is not
 
 
 def _require(name: str, value: Any, holds: bool) -> None:

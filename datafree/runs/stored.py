@@ -84,7 +84,7 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
             raise ValueError(f"{SAMPLES} is not as it was written")
         kept = torch.zeros(stored, dtype=torch.bool)
         kept[serials] = True
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, OverflowError) as error:
         raise UserError(f"{run.path}/checkpoint.pth holds no samples that can be read ({error!r})") from error
     return RunSamples(labels, kept, features, margins, confidences, log.images)
 

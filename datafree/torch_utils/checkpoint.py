@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,9 +35,13 @@ DTYPES = {
 }
 
 
-def save(content: Any, path: Path, keep_previous: bool = False) -> None:
+def save(
+    content: Any, path: Path, keep_previous: bool = False, require: Callable[[], None] = lambda: None
+) -> None:
     """Write `content` (tensors in plain containers) with a checksum to a temporary file beside `path`, then
-    rename. With `keep_previous` the file that was there becomes `previous(path)`."""
+    rename. With `keep_previous` the file that was there becomes `previous(path)`. `require` is called before
+    each and raises where it must not be done any more."""
+    require()
     temporary = path.with_name(path.name + ".tmp")
     try:
         buffer = io.BytesIO()
@@ -47,10 +51,15 @@ def save(content: Any, path: Path, keep_previous: bool = False) -> None:
             file.write(SEAL + hashlib.sha256(buffer.getbuffer()).digest())
             file.flush()
             os.fsync(file.fileno())
+        require()
         if keep_previous and path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
         _flush_folder(path.parent)
+    except UserError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     except (OSError, RuntimeError) as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

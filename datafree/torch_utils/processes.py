@@ -40,10 +40,19 @@ class Processes:
 
     @classmethod
     def started_by_torchrun(cls, device: torch.device) -> Processes:
-        """Join the others that `torchrun` has started; alone without it. NCCL connects GPUs, gloo CPUs."""
+        """Join the others that `torchrun` has started; alone without it. NCCL connects GPUs, gloo CPUs.
+
+        Raises:
+            UserError: the environment tells of no such processes.
+        """
         processes = cls(torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
+        if processes.rank >= processes.world_size:
+            raise UserError(f"RANK {processes.rank} is beyond WORLD_SIZE {processes.world_size}: start anew")
         if processes.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            try:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except ValueError as error:  # of MASTER_ADDR or MASTER_PORT
+                raise UserError(f"cannot join the other processes ({error}): start anew") from error
         return processes
 
     @property

@@ -14,7 +14,7 @@ import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import torch
@@ -33,6 +33,8 @@ STORAGES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
 }
 NUMBERS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "b1": "?"}  # NumPy's kinds, and struct's
 
@@ -47,30 +49,89 @@ class _Storage(NamedTuple):
     dtype: torch.dtype
 
 
+# What a file gives to a function, or takes for a key, is looked at first: references make a few hundred bytes
+# into lists whose text, hash or copy has no end.
+SCALARS = (str, int, float, bool, bytes, type(None))
+LONGEST_SHAPE = 64
+
+
+def _plain(*values: Any) -> None:
+    """See that values are scalars, or short and flat tuples of such."""
+    for value in values:
+        parts = value if isinstance(value, (list, tuple)) and len(value) <= LONGEST_SHAPE else (value,)
+        if not all(isinstance(part, SCALARS) for part in parts):
+            raise HoldsObjects(type(value).__name__)
+
+
 class _Kind:
     """Stands for NumPy's dtype where a checkpoint has a NumPy number in it: an accuracy, usually."""
 
     def __init__(self, code: str, *_: Any):
+        _plain(code)
         self.format = NUMBERS[code]
 
     def __setstate__(self, state: tuple) -> None:
+        _plain(state[1])
         self.format = {"<": "<", ">": ">", "|": "="}[state[1]] + self.format[-1]
 
 
 def _number(kind: _Kind, data: bytes) -> Any:
     """Stands for NumPy's constructor of numbers."""
+    _plain(data)
     return struct.unpack(kind.format, data)[0]
 
 
 def _encode(text: str, encoding: str) -> bytes:
     """Stands for `codecs.encode`, by which bytes are written."""
+    _plain(text, encoding)
     if encoding != "latin1":
-        raise HoldsObjects(f"_codecs.encode to {encoding}")
+        raise HoldsObjects("_codecs.encode")
     return text.encode("latin1")
 
 
-def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    return storage.as_strided(size, stride, offset)
+def _text(text: str) -> str:
+    _plain(text)
+    return str(text)
+
+
+def _device(*words: Any) -> str:
+    _plain(words)
+    return ":".join(map(str, words))
+
+
+def _size(sizes: Any = ()) -> tuple:
+    _plain(sizes)
+    return tuple(sizes)
+
+
+def _tensor(
+    storage: Tensor,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    _grad: Any = None,
+    _hooks: Any = None,
+    view: Any = None,
+) -> Tensor:
+    """`view` tells of one that is conjugate or negative only when it is read."""
+    _plain(offset, size, stride)
+    values = storage.as_strided(size, stride, offset)
+    if view and view.get("conj"):
+        values = values.conj()
+    return torch._neg_view(values) if view and view.get("neg") else values
+
+
+def _tensor_of_bytes(
+    storage: Tensor,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    grad: Any,
+    hooks: Any,
+    dtype: torch.dtype,
+    view: Any = None,
+) -> Tensor:
+    return _tensor(storage.view(dtype), offset, size, stride, grad, hooks, view)
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:
@@ -78,30 +139,38 @@ def _parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 def _with_attributes(function: Callable[..., Tensor], _kind: Any, arguments: tuple, _state: Any) -> Tensor:
+    if function not in (_tensor, _tensor_of_bytes):
+        raise HoldsObjects("a tensor of another kind")
     return function(*arguments)
 
 
 # What files may name, and what stands for it here.
 KNOWN: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "Counter"): Counter,  # in the state of a schedule with milestones
     ("argparse", "Namespace"): argparse.Namespace,
     ("_codecs", "encode"): _encode,
-    ("torch", "Size"): tuple,
+    ("torch", "Size"): _size,
     ("torch", "Tensor"): None,
-    ("torch", "device"): lambda *words: ":".join(map(str, words)),
-    ("torch.torch_version", "TorchVersion"): str,
+    ("torch", "device"): _device,
+    ("torch.torch_version", "TorchVersion"): _text,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_bytes,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
     ("torch.nn.parameter", "Parameter"): None,
-    **{(module, "set"): set for module in ("builtins", "__builtin__")},
+    ("torch.storage", "UntypedStorage"): _Storage(torch.uint8),
     **{("torch", name): _Storage(dtype) for name, dtype in STORAGES.items()},
-    **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGES.values()},
+    **{("torch", name): dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)},
     ("numpy", "dtype"): _Kind,
     **{(f"numpy.{core}.multiarray", "scalar"): _number for core in ("core", "_core")},
     **{("numpy.dtypes", f"{name}DType"): _Kind for name in ("Float64", "Float32", "Int64")},
+}
+# Containers that are made of others.
+MADE = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,  # in the state of a schedule with milestones
+    **{(module, "set"): set for module in ("builtins", "__builtin__")},
 }
 _Base: Any = pickle._Unpickler
 
@@ -111,24 +180,39 @@ class _Unpickler(_Base):
 
     Args:
         load_storage: is given a storage's dtype, its key, how many values it has, and which of another's.
+        most: values that containers may be made of, in all.
     """
 
     # A length of eight bytes makes as much memory before a byte of it is read.
     dispatch: ClassVar = {code: load for code, load in _Base.dispatch.items() if code != pickle.BYTEARRAY8[0]}
 
-    def __init__(self, file: BinaryIO, load_storage: Callable[[torch.dtype, str, int, Any], Tensor]):
+    def __init__(
+        self, file: BinaryIO, load_storage: Callable[[torch.dtype, str, int, Any], Tensor], most: int
+    ):
         super().__init__(file, encoding="utf-8")
-        self.load_storage = load_storage
+        self.load_storage, self.most = load_storage, most
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in MADE:
+            return partial(self._made, MADE[module, name])
         if (module, name) not in KNOWN:
             raise HoldsObjects(f"{module}.{name}")
         return KNOWN[module, name]
 
+    def _made(self, kind: Callable[..., Any], values: Any = ()) -> Any:
+        """A container of the values of another."""
+        self.most -= len(values)
+        if self.most < 0:
+            raise ValueError("it would unpack to more than it is")
+        pairs = kind is OrderedDict and not isinstance(values, dict)
+        _plain(*((pair[0] for pair in values) if pairs else values))
+        return kind(values)
+
     def persistent_load(self, pid: Any) -> Tensor:
         kind, storage, key, _location, count, *view = pid
+        _plain(kind, key, count)
         if kind != "storage" or not isinstance(storage, _Storage):
-            raise HoldsObjects(str(kind))
+            raise HoldsObjects("no storage")
         return self.load_storage(storage.dtype, key, count, view[0] if view else None)
 
     def load_build(self) -> None:
@@ -137,6 +221,43 @@ class _Unpickler(_Base):
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_newobj(self) -> None:
+        """As a call: what stands for a class need not be one."""
+        arguments = self.stack.pop()
+        self.stack[-1] = self.stack[-1](*arguments)
+
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+    def load_setitem(self) -> None:
+        _plain(self.stack[-2])
+        super().load_setitem()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        _plain(*self.stack[::2])
+        super().load_setitems()
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+    def load_dict(self) -> None:
+        _plain(*self.stack[::2])
+        super().load_dict()
+
+    dispatch[pickle.DICT[0]] = load_dict
+
+    def load_additems(self) -> None:
+        _plain(*self.stack)
+        super().load_additems()
+
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+
+    def load_frozenset(self) -> None:
+        _plain(*self.stack)
+        super().load_frozenset()
+
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
 
 def load(file: BinaryIO, size: int) -> Any:
@@ -163,42 +284,29 @@ def load(file: BinaryIO, size: int) -> Any:
 
         def load_storage(dtype: torch.dtype, key: str, _count: int, _view: Any) -> Tensor:
             if key not in read:
-                read[key] = bytearray(entries[f"{folder}data/{key}"].file_size)
-                with archive.open(f"{folder}data/{key}") as entry:
-                    filled = memoryview(read[key])
-                    while len(filled):
-                        count = entry.readinto(filled)  # type: ignore[attr-defined]  # it has it
-                        if not count:
-                            raise ValueError("it is cut short")
-                        filled = filled[count:]
+                read[key] = bytearray(archive.read(f"{folder}data/{key}"))
             return _values(read[key], dtype)
 
-        return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage).load()
-
-
-@dataclass
-class _Stored:
-    data: bytearray
-    item_size: int
+        return _Unpickler(io.BytesIO(archive.read(pickled)), load_storage, size).load()
 
 
 def _load_legacy(file: BinaryIO, size: int) -> Any:
     """A file from before PyTorch 1.6: pickles, and behind them the storages that they name."""
-    stored: dict[str, _Stored] = {}
+    stored: dict[str, tuple[bytearray, int]] = {}  # and bytes of a value
 
     def load_storage(dtype: torch.dtype, key: str, count: int, view: Any) -> Tensor:
         if key not in stored:
-            if sum(len(one.data) for one in stored.values()) + count * dtype.itemsize > size:
+            if sum(len(data) for data, _ in stored.values()) + count * dtype.itemsize > size:
                 raise ValueError("it would unpack to more than it is")
-            stored[key] = _Stored(bytearray(count * dtype.itemsize), dtype.itemsize)
-        values = _values(stored[key].data, dtype)
+            stored[key] = bytearray(count * dtype.itemsize), dtype.itemsize
+        values = _values(stored[key][0], dtype)
         if view is not None:
             _, offset, length = view
             values = values[offset : offset + length]
         return values
 
     def part() -> Any:
-        return _Unpickler(file, load_storage).load()
+        return _Unpickler(file, load_storage, size).load()
 
     if part() != MAGIC or part() != LEGACY_VERSION:
         raise ValueError("it is no checkpoint")
@@ -206,8 +314,8 @@ def _load_legacy(file: BinaryIO, size: int) -> Any:
     content = part()
     for key in part():
         (count,) = struct.unpack("<q", file.read(8))
-        one = stored[key]
-        if count * one.item_size != len(one.data) or file.readinto(one.data) != len(one.data):  # type: ignore[attr-defined]
+        data, item_size = stored[key]
+        if count * item_size != len(data) or file.readinto(data) != len(data):  # type: ignore[attr-defined]
             raise ValueError("it is cut short")
     return content
 
