@@ -33,6 +33,7 @@ from benchmarks.common import (
     AUGMENT,
     CLASSES,
     IMAGE_SHAPE,
+    know,
     make_distiller,
     network,
     noise_samples,
@@ -211,13 +212,6 @@ def bench_kd_step(table: Table) -> None:
 
     ours, other = in_turns(lambda: train_student(distiller), bare, times=16)
     table.times("KD step, wrn40_2 to wrn16_1, batch 128, against its networks", ours, other, 1.1, False)
-
-
-def know(distiller: Distiller, share: float) -> None:
-    """Take a share of all views as known to the table, as after many epochs; what is known costs the same."""
-    reuse = distiller.reuse
-    rows = reuse._rows_of(distiller.repository.serials)
-    reuse._known.view(-1, reuse.views)[rows] = torch.rand(len(rows), reuse.views) < share
 
 
 def bench_reuse(table: Table) -> None:

@@ -66,6 +66,13 @@ def make_distiller(
     return distiller
 
 
+def know(distiller: Distiller, share: float) -> None:
+    """Take a share of all views as known to the table, as after many epochs; what is known costs the same."""
+    reuse = distiller.reuse
+    rows = reuse._rows_of(distiller.repository.serials)
+    reuse._known.view(-1, reuse.views)[rows] = torch.rand(len(rows), reuse.views, device=rows.device) < share
+
+
 def train_student(distiller: Distiller) -> None:
     """The part of an epoch that is KD: draw `kd_steps` batches, augment them, and take a step on each."""
     distiller.kd.train(distiller._batches())

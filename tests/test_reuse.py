@@ -15,6 +15,7 @@ from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
 from datafree.repository import SampleRepository
 from datafree.reuse import TeacherReuse
+from datafree.settings import resolve
 
 settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("plain")
@@ -171,3 +172,16 @@ def test_fresh_samples_are_refused(tmp_path):
     done = run_here("bsr_main.py", "--method", "dafl", "--reuse_teacher", "1MB", cwd=tmp_path)
     assert done.returncode == 2
     assert "--reuse_teacher needs stored samples" in done.stderr
+
+
+def test_the_runs_of_the_benchmarks_ask_for_as_much_as_they_say():
+    from benchmarks.common import know, make_distiller, network
+
+    steps = {"kd_steps": 6, "ep_steps": 6, "batch_size": 16, "warmup": 0, "lr": 1e-3, "reuse_teacher": 10**7}
+    teacher = network("resnet8").eval().requires_grad_(False)
+    made = make_distiller(resolve(steps)[0], teacher, network("resnet8"), 200)
+    for share, batches in ((1.0, 0), (0.5, 3), (0.0, 6)):
+        phases = []
+        know(made, share)
+        made.kd.train(made._batches(lambda phase, _loss, phases=phases: phases.append(phase)))
+        assert abs(len(phases) - batches) <= 1, share
