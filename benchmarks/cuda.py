@@ -1,8 +1,9 @@
 """What is worth measuring on a CUDA GPU, with random data, in less than ten minutes; see cuda.sh.
 
 On the console a table, in --output all figures: the device's bf16 matrix rate; images a second in KD
-(resnet34 to resnet18, batch 256) and their share of that rate, by precision, with and without torch.compile and
---reuse_teacher; synthesis; IHO at 100,000 samples; and the time that these make of the published 420 epochs.
+(resnet34 to resnet18, batch 256) and their share of that rate, by precision, with and without torch.compile
+and --reuse_teacher; synthesis; IHO at 100,000 samples; and the time that these make of the published 420
+epochs.
 """
 
 from __future__ import annotations
