@@ -56,7 +56,15 @@ def make_distiller(
     streams = RandomStreams(s.seed, device, processes.rank)
     amp = s.amp if s.amp != "fp16" else "off"  # a synthesis has no scaler that saves small gradients
     context = Context(
-        teacher, student, augment, image_shape, streams.synthesis, processes, autocast(amp, device), features
+        teacher,
+        student,
+        augment,
+        image_shape,
+        streams.synthesis,
+        processes,
+        autocast(amp, device),
+        features,
+        num_classes,
     )
     synthesizer = create_synthesizer(context, s)
     if s.store_samples:

@@ -111,8 +111,10 @@ class Distiller:
         for number in range(s.rounds):
             # 2. Synthesis adds one batch to the repository, or replaces what is there only to be measured.
             with self._phase("synthesis"):
-                targets = self.blg.draw(s.synthesis_batch_size, self.streams.labels)
-                new, loss_terms = self._synthesize(epoch, targets, alpha, on_step)
+                targets = self.synthesizer.targets(
+                    s.synthesis_batch_size, lambda count: self.blg.draw(count, self.streams.labels)
+                )
+                new, loss_terms, hits = self._synthesize(epoch, targets, alpha, on_step)
                 if not s.store_samples:
                     self._remove_oldest(len(self.repository))
                 self.repository.add(new)
@@ -163,6 +165,7 @@ class Distiller:
             "kd_overflows": overflows,
             **scores,
             "made": made,
+            "hit_rate": hits,
             "repository": len(self.repository),
             "added": added,
             "removed": removed,
@@ -172,9 +175,9 @@ class Distiller:
 
     def _synthesize(
         self, epoch: int, targets: Tensor, alpha: float, on_step: OnStep
-    ) -> tuple[Samples, Losses]:
+    ) -> tuple[Samples, Losses, float]:
         """One batch, to which each process contributes its part, less the samples held out; its loss terms,
-        means over the processes.
+        means over the processes; and the share of it that got the label asked for.
 
         Raises:
             UserError: a loss is no longer finite.
@@ -196,7 +199,8 @@ class Distiller:
                 require_finite(dict(zip(reversed(steps), step, strict=True)), epoch, "synthesis", flag)
         generator = getattr(self.synthesizer, "generator", None)
         require_finite_weights(generator, epoch, "synthesis", "--lr_g")
-        return self.held_out.take(samples) if self.held_out else samples, terms
+        hits = (samples.labels == targets).float().mean().item()
+        return self.held_out.take(samples) if self.held_out else samples, terms, hits
 
     @torch.no_grad()
     def _answers(self, samples: Samples) -> bool:

@@ -44,5 +44,9 @@ class Keywords(TypedDict, total=False):
     balance: float | None
     cr: float | None
     cr_T: float | None
+    g_loops: int | None
+    gwp_loops: int | None
+    g_life: int | None
+    label_embedding: str | None
     tv: float | None
     l2: float | None

@@ -22,7 +22,7 @@ class Method:
         start: how wide its generator starts, see `models.generator.Generator`.
         T: the temperature of KD where it is fixed, whatever `--T` says.
         rates: published `lr_g` and `lr_z` by `g_steps`, for those who give `g_steps`.
-        by_teacher: published settings for some teachers.
+        by_teacher, by_dataset: published settings for some teachers and data sets.
     """
 
     synthesizer: str
@@ -35,10 +35,12 @@ class Method:
     T: float | None = None
     rates: dict[int, tuple[float, float]] = field(default_factory=dict)
     by_teacher: dict[str, dict[str, Any]] = field(default_factory=dict)
+    by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings, for those that are not given."""
-        chosen = {**self.defaults, **self.by_teacher.get(str(given.get("teacher")), {})}
+        of_teacher = self.by_teacher.get(str(given.get("teacher")), {})
+        chosen = {**self.defaults, **of_teacher, **self.by_dataset.get(given.get("dataset", ""), {})}
         if given.get("g_steps") in self.rates:
             chosen["lr_g"], chosen["lr_z"] = self.rates[given["g_steps"]]
         return {name: value for name, value in chosen.items() if name not in given}
@@ -79,6 +81,24 @@ METHODS = {
         ("g_steps", "lr_g", "adv", "bn", "oh", "tv", "l2"),
         {**_COMMON, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
     ),
+    "nayer": Method(
+        "nayer:NayerSynthesizer",
+        (*_FAST[:2], "adv", "bn", "oh", "bn_mmt", "g_loops", "gwp_loops", "g_life", "label_embedding"),
+        {"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
+        by_dataset={
+            "cifar100": {"g_steps": 40},
+            "tiny_imagenet": {
+                "batch_size": 256,
+                "synthesis_batch_size": 200,
+                "g_steps": 60,
+                "g_loops": 4,
+                "gwp_loops": 20,
+                "kd_steps": 1000,
+                "ep_steps": 1000,
+                "lr": 0.1,
+            },
+        },
+    ),
     "dafl": _adversarial({"adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0}, nz=512),
     "zskt": _adversarial({}),
     "dfad": _adversarial({}, divergence="l1"),
@@ -99,8 +119,10 @@ def published_settings() -> list[tuple[str, str]]:
         rates = "; ".join(f"{steps} steps {g:g}, {z:g}" for steps, (g, z) in method.rates.items())
         if rates:
             flags.append(f"--lr_g, --lr_z by --g_steps: {rates}")
-        for teacher, own in method.by_teacher.items():
-            flags += [f"--{flag} {value:g} for --teacher {teacher}" for flag, value in own.items()]
+        for flag, some in (("teacher", method.by_teacher), ("dataset", method.by_dataset)):
+            for which, own in some.items():
+                those = " ".join(f"--{name} {value:g}" for name, value in own.items())
+                flags.append(f"{those} for --{flag} {which}")
         if flags:
             lines.append((name, " ".join(flags)))
     return lines

@@ -240,6 +240,15 @@ class OtherSynthesisGroup:
         "folder of images with which the repository is filled at first (cmi, fast_meta, fast)",
         library=False,
     )
+    g_loops: int = setting(2, COUNT, "batches made in one synthesis (nayer)")
+    gwp_loops: int = setting(10, COUNT, "the same during the warm-up (nayer)")
+    g_life: int = setting(10, COUNT, "syntheses after which the generator is drawn anew (nayer)")
+    label_embedding: str = setting(
+        "classifier",
+        TEXT,
+        "what the generator is told of a class (nayer): onehot, classifier for the rows of the teacher's "
+        "last layer, or a .npy file with a row for each class",
+    )
     tv: float = weight(2.5e-5, "weight of total variation (deepinv)")
     l2: float = weight(3e-8, "weight of the Euclidean norm (deepinv)")
 

@@ -61,6 +61,44 @@ class Generator(nn.Module):
         return x
 
 
+class LabelGenerator(Generator):
+    """Embeddings of classes (N, dim) to images (N, channels, img_size, img_size) in [0, 1] (NAYER, Tran et al.,
+    CVPR 2024).
+
+    BatchNorm on the embeddings, then layers of noise, each for `num_classes` successive rows; a linear layer
+    and the blocks of the small generator follow. Images above 64 pixels begin at a sixteenth of their size,
+    with four upsamplings and no BatchNorm behind the linear layer.
+
+    Args:
+        dim: length of an embedding.
+        num_classes: rows for which a noisy layer is.
+        items: rows of a batch.
+        width: of the noisy layers.
+        img_size, channels: see `Generator`.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, items: int, width: int = 1000, img_size: int = 32, channels: int = 3
+    ):
+        super().__init__(width, 64, img_size, channels)
+        self.num_classes = num_classes
+        if img_size > 64:
+            side, blocks = -(-img_size // 16), []
+            self.base = (128, side, side)
+            self.l1 = nn.Sequential(nn.Linear(width, 128 * side**2))
+            for wide in (128, 128, 128, 64):
+                convolution = nn.Conv2d(128, wide, 3, padding=1, bias=False)
+                blocks += [nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(wide), nn.LeakyReLU(0.2, inplace=True)]
+            self.conv_blocks = nn.Sequential(*blocks, nn.Conv2d(64, channels, 3, padding=1), nn.Sigmoid())
+        self.n1 = nn.BatchNorm1d(dim)
+        self.le1 = nn.ModuleList(nn.Linear(dim, width) for _ in range(-(-items // num_classes)))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        parts = self.n1(embeddings).split(self.num_classes)
+        noisy = zip(self.le1[: len(parts)], parts, strict=True)
+        return super().forward(torch.cat([layer(part) for layer, part in noisy]))
+
+
 def upsample_and_convolve(x: Tensor, weight: Tensor) -> Tensor:
     """Nearest upsampling by 2 and a 3 x 3 convolution with padding 1 and no bias, in one transposed
     convolution: 4 products for each output where the two take 9, with the same result to rounding."""

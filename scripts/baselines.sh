@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The eight methods that BSR is compared with, on five pairs of cifar10 and of cifar100; fast_meta, cmi and deepinv
-# also with the other numbers of generator steps for which figures are printed. See common.sh.
+# Eight methods that BSR is compared with (nayer has nayer.sh), on five pairs of cifar10 and of cifar100; fast_meta,
+# cmi and deepinv also with the other numbers of generator steps for which figures are printed. See common.sh.
 source "$(dirname "$0")/common.sh"
 
 for dataset in cifar10 cifar100; do

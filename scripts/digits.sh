@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All nine methods on scikit-learn's handwritten digits, minutes each. See common.sh.
+# All ten methods on scikit-learn's handwritten digits, minutes each. See common.sh.
 source "$(dirname "$0")/common.sh"
 
 teacher=$RUNS/digits-teacher.pth
@@ -17,6 +17,8 @@ digits fast_meta "${meta[@]}"
 digits fast "${meta[@]}"
 digits cmi --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 20 --lr_g 5e-3 --lr_z 1e-2
 digits deepinv --epochs 12 --kd_steps 30 --ep_steps 30 --g_steps 60
+digits nayer --epochs 20 --warmup 4 --kd_steps 30 --ep_steps 30 --synthesis_batch_size 64 --g_steps 20 --g_loops 1 \
+    --gwp_loops 2
 digits dafl --epochs 20 --ep_steps 60 --lr_g 2e-3
 digits dfq --epochs 18 --ep_steps 60 --lr_g 2e-3
 # By their adversarial loss alone, their generators run away from the student, or fall back on few classes, at so

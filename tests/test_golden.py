@@ -14,14 +14,16 @@ from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
 from datafree.kd import StudentTrainer
 from datafree.methods import METHODS
-from datafree.models.generator import Generator
+from datafree.models.generator import Generator, LabelGenerator
 from datafree.neighbours import SlotTable
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.settings import Settings, resolve
+from datafree.synthesis import nayer
 from datafree.synthesis.base import Context
 from datafree.synthesis.cmi import contrast
 from datafree.synthesis.fast_meta import FastMetaSynthesizer
 from datafree.synthesis.generative import GenerativeSynthesizer
+from datafree.synthesis.nayer import NayerSynthesizer
 
 ALGORITHM = golden.load("algorithm.json")
 KEYS = golden.load("state_dict_keys.json")
@@ -250,6 +252,44 @@ def test_generator_steps(method, monkeypatch):
     close(weight.norm().item(), expected["l1_weight_norm"])
     # The mean of thousands of values of either sign cancels: compare it on the values' scale.
     assert abs(weight.mean().item() - expected["l1_weight_mean"]) <= 1e-6 * weight.abs().mean().item()
+
+
+def test_nayer_reproduces_two_calls(monkeypatch):
+    expected = PEERS["nayer"]
+    teacher, student = teacher_and_student()
+    generator = LabelGenerator(512, 10, 40)
+    assert shapes(generator) == expected["generator"]["state_dict"]
+    golden.fill(generator, "nayer:")
+    given = {"method": "nayer", "warmup": 1, "synthesis_batch_size": 40, "g_steps": 4}
+    settings = resolve({**given, "g_loops": 1, "gwp_loops": 1, "label_embedding": "onehot"})[0]
+    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    made = NayerSynthesizer(context, settings, generator)
+    made.table = torch.from_numpy(golden.random_state(44).standard_normal((10, 512)))
+    call = 0
+
+    def draw_noise():
+        for number, layer in enumerate(generator.le1):
+            weights = golden.random_state(100 + 10 * call + number).standard_normal((1000, 512))
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(weights))
+                layer.bias.zero_()
+
+    monkeypatch.setattr(made, "_draw_noise", draw_noise)
+    # Here the second call goes on with the first one's generator, though the warm-up is over.
+    monkeypatch.setattr(nayer, "draw_as_torch", lambda *_: None)
+    targets = made.targets(40, lambda count: torch.zeros(count, dtype=torch.long))
+    assert targets.tolist() == [*range(10)] * 4
+    for call, numbers in enumerate(expected["batches"]):  # noqa: B007 (draw_noise reads it)
+        synthesis = made.synthesize(targets, 0.5)
+        for name in ("total", "bn", "oh", "adv"):
+            close(synthesis.steps[name], [step[name] for step in numbers["steps"]])
+        lowest = numbers["steps"][numbers["best_step"]]
+        close(synthesis.losses["total"], lowest["total"])
+        close(synthesis.images.mean().item(), numbers["image"]["mean"])
+        close(synthesis.images.std(correction=0).item(), numbers["image"]["std"])
+        close(synthesis.images[:4, 0, :2, :4].reshape(4, 8), numbers["image"]["first8"])
+        assert synthesis.samples.labels.tolist() == numbers["labels"]
+        close(generator.l1[0].weight.norm().item(), numbers["l1_weight_norm"])
 
 
 @pytest.mark.parametrize("bank", ["empty_bank", "with_bank"])

@@ -309,6 +309,7 @@ def distiller(settings, processes=ALONE):
 
 
 TINY = ("--epochs", 9, "--warmup", 0, "--kd_steps", 2, "--ep_steps", 4, "--batch_size", 8, "--g_steps", 2)
+TINY += ("--synthesis_batch_size", 8)
 
 
 @pytest.mark.parametrize("components", [False, True], ids=["alone", "with BSR on top"])
@@ -329,8 +330,9 @@ def test_every_method_distils_and_continues_exactly_where_it_stopped(method, com
     assert again == rows[2:]
     for mine, theirs in zip(whole.student.parameters(), continued.student.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    stored = args.store_samples
-    assert rows[-1]["repository"] == (64 - sum(row["removed"] for row in rows) if stored else 8)
+    stored, made = args.store_samples, 64 * (args.g_loops if method == "nayer" else 1)
+    assert rows[-1]["repository"] == (made - sum(row["removed"] for row in rows) if stored else 8)
+    assert all(0 <= row["hit_rate"] <= 1 for row in rows)
     if components:
         assert rows[-1]["alpha"] >= 0.5
         assert whole.blg.counts.tolist() == rows[-1]["counts"]

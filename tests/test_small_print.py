@@ -218,6 +218,10 @@ DEFAULTS = {
     "fast": {"epochs": 220},
     "cmi": {**_OLD, "g_steps": 200, "lr_g": 1e-3, "lr_z": 1e-3, "adv": 0.5, "bn": 1.0, "oh": 1.0},
     "deepinv": {**_OLD, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
+    "nayer": {
+        **{"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
+        **{"g_loops": 2, "gwp_loops": 10, "g_life": 10, "label_embedding": "classifier"},
+    },
     "dafl": {**_GENERATIVE, "adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0},
     "zskt": _GENERATIVE,
     "dfad": _GENERATIVE,
@@ -236,9 +240,18 @@ def test_the_published_settings_of_each_method_are_these(method):
     assert (settings.dlw, settings.blg, settings.iho) == (method == "bsr",) * 3
 
 
+def test_nayer_has_other_published_settings_for_other_data():
+    of_tiny = {"batch_size": 256, "synthesis_batch_size": 200, "g_steps": 60, "g_loops": 4, "gwp_loops": 20}
+    of_tiny |= {"kd_steps": 1000, "ep_steps": 1000, "lr": 0.1}
+    for dataset, expected in (("cifar100", {"g_steps": 40}), ("tiny_imagenet", of_tiny)):
+        settings, _ = resolve({"method": "nayer", "dataset": dataset})
+        for name, value in {**_ALL, **DEFAULTS["nayer"], **expected}.items():
+            assert getattr(settings, name) == value, name
+
+
 def test_what_each_method_is_made_of_is_this():
     made = {name: (one.nz, one.start, one.stores, one.divergence) for name, one in METHODS.items()}
-    storing = dict.fromkeys(("bsr", "fast_meta", "fast", "cmi", "deepinv"), (256, 2, True, "kl"))
+    storing = dict.fromkeys(("bsr", "fast_meta", "fast", "cmi", "deepinv", "nayer"), (256, 2, True, "kl"))
     fresh = {"dafl": (512, 4, False, "kl"), "zskt": (256, 4, False, "kl"), "dfq": (256, 4, False, "kl")}
     assert made == {**storing, **fresh, "dfad": (256, 4, False, "l1")}
     assert cmi.BANK_SIZE == 40_960

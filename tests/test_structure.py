@@ -177,9 +177,10 @@ def test_a_method_takes_the_settings_that_its_synthesizer_asks_for(method):
     watched = Watched(flags("--method", method, "--g_steps", 1, "--warmup", 0, "--is_maml", 1))
     synthesizer = create_synthesizer(context, watched)
     synthesizer.calls = 119  # so that the next one draws layers anew, where a method does
-    synthesizer.synthesize(torch.arange(4) % 4, 0.5)
+    targets = synthesizer.targets(4, lambda count: torch.zeros(count, dtype=torch.long))
+    synthesizer.synthesize(targets, 0.5)
     elsewhere = {"oh", "cmi_init"}  # asked for by the distiller and by the run
-    common = {"method", "warmup", "blg"}
+    common = {"method", "warmup", "blg", "rounds", "synthesis_batch_size"}
     assert watched.asked - common == set(METHODS[method].takes) - elsewhere
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from datafree import losses
 from datafree.data.augment import Augment
 from datafree.data.pixels import to_uint8
 from datafree.methods import Method
@@ -18,6 +20,7 @@ from datafree.models.generator import Generator
 from datafree.networks.bn_statistics import BNStatistics
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.samples import Samples
+from datafree.settings import Settings
 from datafree.torch_utils.precision import Autocast, at_least_single
 from datafree.torch_utils.processes import ALONE, Processes
 
@@ -52,6 +55,7 @@ class Context:
         processes: among which batches are divided.
         autocast: makes the context in which the networks run forwards.
         features: of the teacher; found by the order of its modules where they are not given.
+        num_classes: of the teacher.
     """
 
     teacher: nn.Module
@@ -62,6 +66,7 @@ class Context:
     processes: Processes = ALONE
     autocast: Autocast = nullcontext
     features: PenultimateFeatures | None = None
+    num_classes: int | None = None
 
     def make_generator(self, method: Method) -> Generator:
         """The method's generator, initialised by torch's global random state."""
@@ -84,6 +89,7 @@ class Synthesizer(ABC):
     """
 
     calls: int = 0
+    settings: Settings
 
     def __init__(self, context: Context, bn_mmt: float = 0.0):
         self.teacher, self.student, self.augment = context.teacher, context.student, context.augment
@@ -100,6 +106,10 @@ class Synthesizer(ABC):
             alpha: weight of the pseudo-supervised loss.
             on_step: called after every optimisation step with the phase, "synthesis", and the loss.
         """
+
+    def targets(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """The labels to ask for in the next call, int64; `draw` gives BLG's."""
+        return draw(count)
 
     def sample(self, count: int) -> Tensor:
         """`count` images (count, C, H, W) in [0, 1] that cost no optimisation, of methods whose student
@@ -132,6 +142,21 @@ class Synthesizer(ABC):
     def _ask_student(self, inputs: Tensor) -> Tensor:
         with self.autocast():
             return at_least_single(self.student(inputs))
+
+    def _inversion_loss(
+        self, images: Tensor, targets: Tensor, alpha: float, adversarial: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of images in [0, 1], and its terms, unweighted: the classes asked for, BatchNorm statistics,
+        and where the student disagrees (Fast-Meta, BSR, NAYER)."""
+        s = self.settings
+        augmented = self.augment(images, self.rng)
+        teacher_logits, loss_bn = self._ask_teacher(augmented)
+        loss_oh = F.cross_entropy(teacher_logits, targets)
+        loss_adv = torch.zeros_like(loss_oh)
+        if s.adv > 0 and adversarial:
+            loss_adv = losses.adversarial(self._ask_student(augmented), teacher_logits)
+        terms = {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
+        return weighted(terms, {"bn": s.bn, "oh": alpha, "adv": s.adv}), terms
 
     @torch.no_grad()
     def _finished(self, trace: Trace) -> Synthesis:
@@ -204,6 +229,20 @@ def generator_optimizer(generator: nn.Module, z: Tensor, lr_g: float, lr_z: floa
 def gradients(network: nn.Module) -> list[Tensor]:
     """Those of the parameters, after a backward pass."""
     return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+@torch.no_grad()
+def draw_as_torch(layers: nn.Module, rng: torch.Generator) -> None:
+    """Draw weights anew as PyTorch initialises them, uniform in +- 1 / sqrt(fan_in); BatchNorm layers begin
+    again."""
+    for layer in layers.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            bound = layer.weight[0].numel() ** -0.5
+            for value in (layer.weight, layer.bias):
+                if value is not None:
+                    value.uniform_(-bound, bound, generator=rng)
+        elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layer.reset_parameters()
 
 
 @torch.no_grad()

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from datafree import losses
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.settings import Settings
@@ -25,7 +23,6 @@ from datafree.synthesis.base import (
     generator_optimizer,
     gradients,
     ignore_step,
-    weighted,
 )
 from datafree.torch_utils.precision import at_least_single
 from datafree.torch_utils.state import load_optimizer
@@ -75,7 +72,7 @@ class FastMetaSynthesizer(Synthesizer):
             for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(working(z))
-                total, terms = self._loss(images, targets, alpha)
+                total, terms = self._inversion_loss(images, targets, alpha, self.calls >= s.warmup)
                 trace.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
@@ -92,19 +89,6 @@ class FastMetaSynthesizer(Synthesizer):
             self.meta_optimizer.step()
         self.statistics.update_averages(self.processes)
         return self._finished(trace)
-
-    def _loss(self, images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss; its terms, unweighted."""
-        s = self.settings
-        augmented = self.augment(images, self.rng)
-        teacher_logits, loss_bn = self._ask_teacher(augmented)
-        loss_oh = F.cross_entropy(teacher_logits, targets)
-        loss_adv = torch.zeros_like(loss_oh)
-        if s.adv > 0 and self.calls >= s.warmup:
-            loss_adv = losses.adversarial(self._ask_student(augmented), teacher_logits)
-        terms = {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
-        weights = {"bn": s.bn, "oh": alpha, "adv": s.adv}
-        return weighted(terms, weights), terms
 
     @torch.no_grad()
     def _reset_generator(self) -> None:

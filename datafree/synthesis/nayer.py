@@ -1,0 +1,185 @@
+"""NAYER (Tran et al., CVPR 2024): no latent codes and no meta learning. What goes into the generator is a
+fixed embedding of the class asked for; what varies is a layer of noise, drawn anew for every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datafree.errors import UserError
+from datafree.models.generator import LabelGenerator
+from datafree.samples import Samples
+from datafree.settings import Settings
+from datafree.synthesis.base import (
+    ADAM_BETAS,
+    Context,
+    OnStep,
+    Synthesis,
+    Synthesizer,
+    Trace,
+    draw_as_torch,
+    frozen,
+    ignore_step,
+)
+from datafree.torch_utils.precision import at_least_single
+
+
+class NayerSynthesizer(Synthesizer):
+    """Each call makes `g_loops` batches (`gwp_loops` in the warm-up), one after the other. A batch gets noisy
+    layers of its own, and an optimiser of its own that trains them and the rest of the generator; its images
+    are those of its step with the lowest loss. The whole generator is drawn anew every `g_life` calls,
+    counted from the first one and from the end of the warm-up. The adversarial term is 0 in the warm-up.
+
+    The student is in eval mode. In the published code it is in train mode from the second batch of a call on,
+    by accident.
+
+    Args:
+        context: see `Context`.
+        settings: `g_steps g_loops gwp_loops g_life lr_g adv bn bn_mmt label_embedding`, and `warmup`.
+        generator: maps embeddings (B, D) to images (B, C, H, W) in [0, 1]; made where it is not given.
+
+    Raises:
+        UserError: there are no such embeddings.
+    """
+
+    def __init__(self, context: Context, settings: Settings, generator: LabelGenerator | None = None):
+        super().__init__(context, settings.bn_mmt)
+        self.settings = s = settings
+        self.table = label_embedding(s.label_embedding, self.features.layer, context.num_classes).to(
+            self.rng.device
+        )
+        self.items = s.synthesis_batch_size // context.processes.world_size
+        self.loops, self.warmup_calls = (s.g_loops, s.gwp_loops), s.warmup * s.rounds
+        channels, _, img_size = context.image_shape
+        classes, dim = self.table.shape
+        made = generator or LabelGenerator(dim, classes, self.items, img_size=img_size, channels=channels)
+        self.generator = made.to(self.rng.device).to(memory_format=torch.channels_last)
+
+    def targets(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
+        """The labels of the next call: in every batch all classes in turn, what is left at random behind
+        them; or those of BLG where it is on."""
+        s, classes = self.settings, len(self.table)
+        loops = self.loops[self.calls < self.warmup_calls]
+        if s.blg:
+            return draw(loops * count)
+        in_turn, rest = torch.arange(count, device=self.table.device) % classes, count % classes
+        batches = [in_turn.clone() for _ in range(loops)]
+        for batch in batches if rest else ():
+            batch[-rest:] = draw(rest)
+        return torch.cat(batches)
+
+    def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
+        """See `Synthesizer.synthesize`; as many targets as there are items in all batches. The loss terms are
+        means over the batches."""
+        in_warmup = self.calls < self.warmup_calls
+        calls = self.calls if in_warmup else self.calls - self.warmup_calls
+        if self.calls and calls % self.settings.g_life == 0:
+            draw_as_torch(self.generator, self.rng)
+            self.processes.follow_first(list(self._lasting().values()))
+        self.calls += 1
+        made = [self._batch(part, alpha, not in_warmup, on_step) for part in targets.split(self.items)]
+        fields = zip(*(vars(one.samples).values() for one in made), strict=True)
+        return Synthesis(
+            Samples(*map(torch.cat, fields)),
+            torch.cat([one.images for one in made]),
+            {name: mean(one.losses[name] for one in made) for name in made[0].losses},
+            {name: [value for one in made for value in one.steps[name]] for name in made[0].steps},
+        )
+
+    def _batch(self, targets: Tensor, alpha: float, adversarial: bool, on_step: OnStep) -> Synthesis:
+        s, generator = self.settings, self.generator.train()
+        self._draw_noise()
+        lasting = [value for value in self._lasting().values() if value.requires_grad]
+        optimizer = torch.optim.Adam(generator.parameters(), s.lr_g, betas=ADAM_BETAS)
+        trace = Trace()
+        with frozen(self.student):
+            for _ in range(s.g_steps):
+                with self.autocast():
+                    images = at_least_single(generator(self.table[targets]))
+                total, terms = self._inversion_loss(images, targets, alpha, adversarial)
+                trace.add(total, terms, images, self.features.value)
+                optimizer.zero_grad()
+                total.backward()
+                self.processes.average([value.grad for value in lasting if value.grad is not None])
+                optimizer.step()
+                on_step("synthesis", total.detach())
+        self.statistics.update_averages(self.processes)
+        return self._finished(trace)
+
+    @torch.no_grad()
+    def _draw_noise(self) -> None:
+        for layer in self.generator.le1:
+            assert isinstance(layer, nn.Linear)
+            layer.weight.normal_(generator=self.rng)
+            layer.bias.zero_()
+
+    def _lasting(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the generator but for the noisy layers."""
+        values = {**dict(self.generator.named_parameters()), **dict(self.generator.named_buffers())}
+        return {name: value for name, value in values.items() if not name.startswith("le1.")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": {name: value.detach() for name, value in self._lasting().items()},
+            "statistics": self.statistics.state_dict(),
+            "table": self.table,
+            "calls": self.calls,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises:
+        KeyError, ValueError: the state is of another generator, or of other embeddings.
+        """
+        if not torch.equal(state["table"].to(self.table), self.table):
+            raise ValueError("the label embeddings are others")
+        own = self._lasting()
+        if state["generator"].keys() != own.keys():
+            raise KeyError("the generator is another")
+        with torch.no_grad():
+            for name, value in state["generator"].items():
+                own[name].copy_(value)
+        self.statistics.load_state_dict(state["statistics"])
+        self.calls = int(state["calls"])
+
+
+def label_embedding(given: str, classifier: nn.Module, num_classes: int | None = None) -> Tensor:
+    """A vector for each class, float32 (C, D).
+
+    Args:
+        given: "onehot"; "classifier" for the rows of the teacher's last linear layer; or a .npy file.
+        classifier: that layer.
+        num_classes: C; the layer's, where it is not given.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    weight = getattr(classifier, "weight", None)
+    rows = weight if isinstance(weight, Tensor) and weight.dim() == 2 else torch.empty(0, 0)
+    classes = num_classes or len(rows)
+    if given == "onehot":
+        return torch.eye(classes)
+    if given == "classifier":
+        if len(rows) != classes:
+            raise UserError(
+                "--label_embedding classifier: the teacher's logits come from no linear layer: use onehot, "
+                "or a file"
+            )
+        return rows.detach().clone().float()
+    try:
+        table = np.load(given, allow_pickle=False)
+        fits = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f"
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"--label_embedding {given}: {error}; use onehot, classifier or a .npy file"
+        ) from error
+    if not fits or len(table) != classes or not table.shape[1] or not np.isfinite(table).all():
+        shape = getattr(table, "shape", "no table")
+        raise UserError(
+            f"--label_embedding {given}: it has {shape}; {classes} rows of finite numbers are needed"
+        )
+    return torch.from_numpy(table.astype(np.float32))
