@@ -162,8 +162,7 @@ def _usual_defaults() -> Iterator[None]:
     """Gradients, float32 and the CPU, whatever else the caller has made the default."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.inference_mode(False))  # enables gradients, too
         if torch.get_default_device().type != "cpu":  # every call would ask, and take longer
             stack.enter_context(torch.device("cpu"))
         torch.set_default_dtype(torch.float32)

@@ -334,7 +334,6 @@ MUTANTS = [
         "self._order = self._order[keep].flip(0)",
         PARTS + " -k repository",
     ),
-    Mutant("api.py", "        stack.enter_context(torch.enable_grad())\n", "", ODD),
     Mutant("api.py", "            torch.set_default_dtype(dtype)", "            pass", ODD),
     # Networks and training
     Mutant("../models/mobilenetv2.py", "nn.Dropout(0.5)", "nn.Dropout(0.2)", PRINT),
