@@ -75,7 +75,7 @@ def test_a_student_is_the_same_bit_for_bit(method, size):
 
 
 def test_a_resumed_run_needs_no_table():
-    chosen = flags(*TINY, "--reuse_teacher", "1MB", "--max_samples", 50)
+    chosen = flags(*TINY, *"--reuse_teacher 1MB --max_samples 50 --kd_steps 60 --ep_steps 60".split())
     whole, broken = distiller(chosen), distiller(chosen)
     rows = [{**whole.run_epoch(epoch), "seconds": 0} for epoch in range(4)]
     for epoch in range(2):
@@ -112,7 +112,7 @@ def test_answers_are_the_teachers_and_known_ones_are_not_asked_again(rows, round
         having += [one for one in serials if one not in having][: rows - len(having)]
         known = {one for one in known if one[0] in having}
         expected, new = [], set()
-        for places in repository.draws(8, 3, checks):
+        for places in repository.draws(8, 40, checks):
             views = AUGMENT.draw_views(8, checks)
             expected.append(AUGMENT.view(repository.images(places), views))
             pairs = {
@@ -120,7 +120,7 @@ def test_answers_are_the_teachers_and_known_ones_are_not_asked_again(rows, round
             }
             new |= pairs - known
         teacher.images = 0
-        batches = list(table.batches(repository, 3, draws))
+        batches = list(table.batches(repository, 40, draws))
         assert teacher.images == -(-len(new) // 8) * 8  # in whole batches
         for (inputs, logits), images in zip(batches, expected, strict=True):
             assert torch.equal(inputs, images)

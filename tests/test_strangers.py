@@ -141,7 +141,7 @@ BOMBS = {
     "sizes": [Call(torch.Size, MANY) for _ in range(2_000)],
     "sets": [Call(set, MANY) for _ in range(2_000)],
     "counters": [Call(Counter, COUNTED) for _ in range(2_000)],
-    "dicts": [Call(OrderedDict, PAIRS) for _ in range(2_000)],
+    "ordered dicts": [Call(OrderedDict, PAIRS) for _ in range(2_000)],
     "kind": Call(np.dtype, nested(12)),
 }
 
