@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache")
 LARGE = {".git", ".venv", "run", "data", "build", "checkpoints"}  # at the top
-SECONDS = 600
+SECONDS = 200
 
 
 class Mutant(NamedTuple):

@@ -75,7 +75,9 @@ def test_a_student_is_the_same_bit_for_bit(method, size):
 
 
 def test_a_resumed_run_needs_no_table():
-    chosen = flags(*TINY, *"--reuse_teacher 1MB --max_samples 50 --kd_steps 60 --ep_steps 60".split())
+    chosen = flags(
+        *TINY, *"--reuse_teacher 1MB --max_samples 50 --kd_steps 60 --ep_steps 60 --lr 0.01".split()
+    )
     whole, broken = distiller(chosen), distiller(chosen)
     rows = [{**whole.run_epoch(epoch), "seconds": 0} for epoch in range(4)]
     for epoch in range(2):
