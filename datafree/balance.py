@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+GAMMA = 2  # how much it counts what the teacher is not sure of
 
 
 def count_variation(counts: Tensor) -> float:
@@ -23,3 +26,26 @@ def count_entropy(counts: Tensor) -> float:
     p = counts.double() / counts.sum()
     p = p[p > 0]
     return abs((p * p.log()).sum().item()) / math.log(len(counts))
+
+
+def least_valuable(labels: Tensor, confidences: Tensor, count: int, num_classes: int, most: int) -> Tensor:
+    """The samples to remove from a repository of bounded size: those of full classes, of which the teacher is
+    sure (after SSD-KD, Liu et al., CVPR 2024, whose code is not public; the formula is from secondary
+    sources). A sample is worth
+
+        (1 - count of its class / most) * (1 - the teacher's confidence) ** 2
+
+    with counts as they are before any of them is removed.
+
+    Args:
+        labels, confidences: (N,), oldest first.
+        count: samples to remove, up to N.
+        num_classes: labels are below it.
+        most: samples that the repository may hold.
+
+    Returns:
+        Their places, int64 (count,), rising. Of samples worth the same the oldest go first.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    worth = (1 - counts[labels].double() / most) * (1 - confidences.double()) ** GAMMA
+    return worth.sort(stable=True).indices[:count].sort().values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from datafree.balance import count_entropy, count_variation
+from datafree.balance import count_entropy, count_variation, least_valuable
 from datafree.blg import BiasedLabelGenerator
 from datafree.data.augment import Augment
 from datafree.data.pixels import to_float
@@ -116,12 +116,12 @@ class Distiller:
                 )
                 new, loss_terms, hits = self._synthesize(epoch, targets, alpha, on_step)
                 if not s.store_samples:
-                    self._remove_oldest(len(self.repository))
+                    self.repository.remove(torch.arange(len(self.repository), device=targets.device))
                 self.repository.add(new)
                 made += len(targets)
                 added += len(new)
                 if s.max_samples is not None:
-                    removed += self._remove_oldest(len(self.repository) - s.max_samples)
+                    removed += self._evict(len(self.repository) - s.max_samples)
                 self.processes.wait()  # until the first has logged the samples
                 self.dlw.observe(loss_terms["adv"], loss_terms["bn"])
             if warming_up:
@@ -208,10 +208,19 @@ class Distiller:
         logits = self.student.eval()(self.augment.normalize(to_float(samples.images)))
         return bool(logits.isfinite().all())
 
-    def _remove_oldest(self, count: int) -> int:
+    def _evict(self, count: int) -> int:
         """Drop `count` samples, if that is above 0; returns how many."""
-        self.repository.remove(torch.arange(max(0, count), device=self.repository.device))
-        return max(0, count)
+        s, repository = self.settings, self.repository
+        if count <= 0:
+            return 0
+        gone = torch.arange(count, device=repository.device)
+        if s.evict == "balanced":
+            assert s.max_samples is not None  # or else nothing is dropped
+            worth = repository.labels, repository.confidences
+            gone = least_valuable(*worth, count, repository.num_classes, s.max_samples)
+            gone = self.processes.first_says(gone.cpu()).to(gone.device)
+        repository.remove(gone)
+        return count
 
     def _batches(self, on_step: OnStep = ignore_step) -> Iterator[Batch]:
         """`kd_steps` batches of stored samples, augmented, or of fresh ones."""

@@ -10,6 +10,7 @@ class Keywords(TypedDict, total=False):
     iho: bool | None
     store_samples: bool | None
     max_samples: int | None
+    evict: str | None
     dlw_mode: str | None
     oh_min: float | None
     oh_max: float | None
@@ -48,5 +49,6 @@ class Keywords(TypedDict, total=False):
     gwp_loops: int | None
     g_life: int | None
     label_embedding: str | None
+    ema_generator: float | None
     tv: float | None
     l2: float | None

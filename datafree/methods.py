@@ -55,7 +55,7 @@ _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 
 def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl") -> Method:
     """A method whose generator is trained on against the student, and makes its fresh samples."""
-    takes = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance")
+    takes = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance", "ema_generator")
     common = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
     synthesizer, settings = "generative:GenerativeSynthesizer", {**common, **defaults}
     return Method(synthesizer, takes, settings, stores=False, divergence=divergence, nz=nz, start=4, T=1.0)

@@ -188,8 +188,14 @@ class Components:
     max_samples: int | None = setting(
         None,
         COUNT,
-        "largest number of samples in the repository; the oldest are removed first",
+        "largest number of samples in the repository; --evict says which are removed first",
         default_text="no limit",
+    )
+    evict: str = setting(
+        "oldest",
+        choice("eviction", ("oldest", "balanced")),
+        "which samples go beyond --max_samples: oldest, or balanced for those of full classes of which the "
+        "teacher is sure",
     )
     dlw_mode: str = setting(
         "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
@@ -248,6 +254,12 @@ class OtherSynthesisGroup:
         TEXT,
         "what the generator is told of a class (nayer): onehot, classifier for the rows of the teacher's "
         "last layer, or a .npy file with a row for each class",
+    )
+    ema_generator: float = setting(
+        0.0,
+        FRACTION,
+        "momentum with which a second generator follows the first one and makes half of the fresh samples "
+        "(dafl, zskt, dfad, dfq), such as 0.95; 0 for none",
     )
     tv: float = weight(2.5e-5, "weight of total variation (deepinv)")
     l2: float = weight(3e-8, "weight of the Euclidean norm (deepinv)")
@@ -602,6 +614,10 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:
         found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
+    if s.evict != "oldest" and s.max_samples is None:
+        found.append(f"--evict {s.evict} has no effect without --max_samples")
+    if s.ema_generator and s.store_samples and not method.stores:
+        found.append("--ema_generator has no effect with --store_samples: the student sees no fresh samples")
     if given.get("store_samples") and method.stores:
         found.append(f"--store_samples has no effect: {s.method} always stores its samples")
     if s.dlw and "oh" in given:

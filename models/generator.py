@@ -62,8 +62,8 @@ class Generator(nn.Module):
 
 
 class LabelGenerator(Generator):
-    """Embeddings of classes (N, dim) to images (N, channels, img_size, img_size) in [0, 1] (NAYER, Tran et al.,
-    CVPR 2024).
+    """Embeddings of classes (N, dim) to images (N, channels, img_size, img_size) in [0, 1] (NAYER, Tran et
+    al., CVPR 2024).
 
     BatchNorm on the embeddings, then layers of noise, each for `num_classes` successive rows; a linear layer
     and the blocks of the small generator follow. Images above 64 pixels begin at a sixteenth of their size,
@@ -88,7 +88,12 @@ class LabelGenerator(Generator):
             self.l1 = nn.Sequential(nn.Linear(width, 128 * side**2))
             for wide in (128, 128, 128, 64):
                 convolution = nn.Conv2d(128, wide, 3, padding=1, bias=False)
-                blocks += [nn.Upsample(scale_factor=2), convolution, nn.BatchNorm2d(wide), nn.LeakyReLU(0.2, inplace=True)]
+                blocks += [
+                    nn.Upsample(scale_factor=2),
+                    convolution,
+                    nn.BatchNorm2d(wide),
+                    nn.LeakyReLU(0.2, inplace=True),
+                ]
             self.conv_blocks = nn.Sequential(*blocks, nn.Conv2d(64, channels, 3, padding=1), nn.Sigmoid())
         self.n1 = nn.BatchNorm1d(dim)
         self.le1 = nn.ModuleList(nn.Linear(dim, width) for _ in range(-(-items // num_classes)))

@@ -315,7 +315,7 @@ TINY += ("--synthesis_batch_size", 8)
 @pytest.mark.parametrize("components", [False, True], ids=["alone", "with BSR on top"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_distils_and_continues_exactly_where_it_stopped(method, components):
-    on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else ()
+    on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else ("--ema_generator", 0.9)
     args = flags("--method", method, *TINY, *on_top)
     whole = distiller(args)
     rows = [whole.run_epoch(epoch) for epoch in range(2)]
@@ -387,3 +387,26 @@ def test_fast_never_draws_layers_anew(networks):
         synthesizer.synthesize(TARGETS, 0.5)
         made[kind] = torch.allclose(before, generator.l1[0].bias, atol=1e-6)
     assert made == {FastMetaSynthesizer: False, FastSynthesizer: True}
+
+
+def test_a_second_generator_follows_the_first_and_makes_half_of_the_fresh_samples(networks, rng):
+    settings = flags("--method", "zskt", *TINY, "--ema_generator", 0.75)
+    made = create_synthesizer(context(networks, rng), settings)
+    follower = {name: value.clone() for name, value in made.follower.named_parameters()}
+    steps = []
+    made.synthesize(
+        TARGETS, 0.5, lambda *_: steps.append(copy.deepcopy(dict(made.generator.named_parameters())))
+    )
+    for after in steps:
+        follower = {name: 0.75 * value + 0.25 * after[name] for name, value in follower.items()}
+    for name, value in made.follower.named_parameters():
+        torch.testing.assert_close(value, follower[name])
+    state = rng.get_state()
+    images = made.sample(5)
+    rng.set_state(state)
+    first, second = made._generate(3), made._generate(2, made.follower)
+    assert torch.equal(images, torch.cat([first, second]))
+    other = create_synthesizer(context(networks, rng), settings)
+    other.load_state_dict(copy.deepcopy(made.state_dict()))
+    for name, value in other.follower.named_parameters():
+        assert torch.equal(value, dict(made.follower.named_parameters())[name])

@@ -66,7 +66,8 @@ def test_a_view_of_a_stored_image_is_what_augment_draws(rng):
 @pytest.mark.parametrize("method", ["bsr", "fast", "deepinv", "dafl"])
 @pytest.mark.parametrize("size", ["1MB", "30KB"])  # for all samples, and for few of them
 def test_a_student_is_the_same_bit_for_bit(method, size):
-    on_top = ("--method", method, *TINY, "--dlw", "--blg", "--iho", "--store_samples", "--max_samples", 50)
+    on_top = ("--method", method, *TINY, *"--dlw --blg --iho --store_samples --max_samples 50".split())
+    on_top += ("--evict", "balanced")
     plain, reused = (distiller(flags(*on_top, *more)) for more in ((), ("--reuse_teacher", size)))
     rows = [[{**made.run_epoch(epoch), "seconds": 0} for epoch in range(4)] for made in (plain, reused)]
     assert rows[0] == rows[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +55,8 @@ class GenerativeSynthesizer(Synthesizer):
 
     Args:
         context: see `Context`; of its `augment` only the normalisation is used.
-        settings: `g_steps lr_g adv bn act balance`. With `blg`, L_oh is against the labels asked for.
+        settings: `g_steps lr_g adv bn act balance ema_generator`. With `blg`, L_oh is against the labels
+            asked for.
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
@@ -64,6 +66,7 @@ class GenerativeSynthesizer(Synthesizer):
         self.generator = generator or context.make_generator(method)
         self.settings, self.divergence = settings, method.divergence
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
+        self.follower = copy.deepcopy(self.generator) if settings.ema_generator else None
 
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
@@ -78,6 +81,7 @@ class GenerativeSynthesizer(Synthesizer):
                 total.backward()
                 self.processes.average(gradients(self.generator))
                 self.optimizer.step()
+                self._follow()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
         return self._finished(trace)
@@ -100,23 +104,39 @@ class GenerativeSynthesizer(Synthesizer):
         weights = {"oh": alpha, "bn": s.bn, "adv": s.adv, "act": s.act, "balance": s.balance}
         return weighted(terms, weights), terms
 
-    def _generate(self, count: int) -> Tensor:
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The second generator takes a step towards the first one."""
+        if self.follower:
+            for mine, its in zip(self.follower.parameters(), self.generator.parameters(), strict=True):
+                mine.lerp_(its, 1 - self.settings.ema_generator)
+
+    def _generate(self, count: int, generator: Generator | None = None) -> Tensor:
+        generator = generator or self.generator
         with self.autocast():
-            return at_least_single(self.generator.train()(self._noise(count, self.generator.nz)))
+            return at_least_single(generator.train()(self._noise(count, generator.nz)))
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
-        """See `Synthesizer.sample`."""
-        return self._generate(count)
+        """See `Synthesizer.sample`. With `ema_generator`, half of them are of a second generator, whose
+        weights follow the first one's, so that the student is shown what that has made before (after MAD, Do
+        et al., NeurIPS 2022)."""
+        if not self.follower:
+            return self._generate(count)
+        half = count // 2
+        return torch.cat([self._generate(count - half), self._generate(half, self.follower)])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
+            "follower": self.follower.state_dict() if self.follower else None,
             "optimizer": self.optimizer.state_dict(),
             "calls": self.calls,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
+        if self.follower:
+            self.follower.load_state_dict(state["follower"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.calls = int(state["calls"])
