@@ -27,6 +27,7 @@ class Keywords(TypedDict, total=False):
     is_maml: int | None
     reset_l0: int | None
     reset_bn: int | None
+    label_conditional: bool | None
     epochs: int | None
     warmup: int | None
     kd_steps: int | None

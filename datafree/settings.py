@@ -231,6 +231,12 @@ class SynthesisGroup:
         1, few(0, 1), "1: draw the generator's first layers anew 120 calls after the warm-up"
     )
     reset_bn: int = setting(0, few(0, 1), "1: draw all its BatchNorm layers anew at that call")
+    label_conditional: bool = setting(
+        False,
+        SWITCH,
+        "begin latent codes with a code of the label asked for, which stays the same from call to call (bsr, "
+        "fast_meta)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,7 +315,8 @@ TINY += ("--synthesis_batch_size", 8)
 @pytest.mark.parametrize("components", [False, True], ids=["alone", "with BSR on top"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_distils_and_continues_exactly_where_it_stopped(method, components):
-    on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else ("--ema_generator", 0.9)
+    alone = ("--ema_generator", 0.9, "--label_conditional")
+    on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else alone
     args = flags("--method", method, *TINY, *on_top)
     whole = distiller(args)
     rows = [whole.run_epoch(epoch) for epoch in range(2)]
@@ -410,3 +411,23 @@ def test_a_second_generator_follows_the_first_and_makes_half_of_the_fresh_sample
     other.load_state_dict(copy.deepcopy(made.state_dict()))
     for name, value in other.follower.named_parameters():
         assert torch.equal(value, dict(made.follower.named_parameters())[name])
+
+
+def test_a_latent_code_begins_half_way_between_noise_and_its_labels_code(networks, rng, monkeypatch):
+    made = create_synthesizer(context(networks, rng), flags("--method", "bsr", *TINY, "--label_conditional"))
+    codes, seen = made.label_codes.clone(), []
+    assert codes.shape == (CLASSES, made.generator.nz)
+    noise = torch.randn(N, made.generator.nz)
+    monkeypatch.setattr(made, "_noise", lambda *_shape: noise)
+    generator = type(made.generator)
+    forward = generator.forward
+    monkeypatch.setattr(
+        generator, "forward", lambda self, z: seen.append(z.detach().clone()) or forward(self, z)
+    )
+    for _ in range(2):
+        seen.clear()
+        made.synthesize(TARGETS, 0.5)
+        torch.testing.assert_close(seen[0], (noise + codes[TARGETS]) / 2**0.5)
+    assert torch.equal(made.label_codes, codes)
+    plain = create_synthesizer(context(networks, rng), flags("--method", "bsr", *TINY))
+    assert plain.label_codes is None

@@ -105,12 +105,12 @@ def test_generators_of_each_size():
 
 def test_what_a_class_is_told_by(tmp_path):
     layer = nn.Linear(6, CLASSES)
-    assert torch.equal(label_embedding("onehot", layer), torch.eye(CLASSES))
-    assert torch.equal(label_embedding("classifier", layer), layer.weight)
+    assert torch.equal(label_embedding("onehot", layer, CLASSES), torch.eye(CLASSES))
+    assert torch.equal(label_embedding("classifier", layer, CLASSES), layer.weight)
     table = np.random.RandomState(0).standard_normal((CLASSES, 5)).astype(np.float16)
     np.save(tmp_path / "t.npy", table)
     assert torch.equal(
-        label_embedding(str(tmp_path / "t.npy"), layer), torch.from_numpy(table.astype(np.float32))
+        label_embedding(str(tmp_path / "t.npy"), layer, CLASSES), torch.from_numpy(table.astype(np.float32))
     )
     with pytest.raises(UserError, match="from no linear layer"):
         label_embedding("classifier", nn.Conv2d(3, 4, 1), 4)
@@ -121,7 +121,7 @@ def test_what_a_class_is_told_by(tmp_path):
     (tmp_path / "text.npy").write_text("no table")
     for name in ("objects.npy", "few.npy", "nan.npy", "flat.npy", "text.npy", "gone.npy"):
         with pytest.raises(UserError, match="--label_embedding"):
-            label_embedding(str(tmp_path / name), layer)
+            label_embedding(str(tmp_path / name), layer, CLASSES)
 
 
 def test_a_run_is_not_continued_with_other_embeddings(tmp_path):

@@ -96,6 +96,12 @@ class Synthesizer(ABC):
         self.rng, self.processes, self.autocast = context.rng, context.processes, context.autocast
         self.statistics = BNStatistics(context.teacher, bn_mmt)
         self.features = context.features or PenultimateFeatures(context.teacher)
+        self._num_classes = context.num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """Of the teacher; where the context does not tell, as many as its last layer has rows of weights."""
+        return self._num_classes or len(self.features.layer.get_parameter("weight"))
 
     @abstractmethod
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:

@@ -4,6 +4,7 @@ call, so that a few steps make a batch. BSR synthesises with it. Its `fast` form
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class FastMetaSynthesizer(Synthesizer):
 
     Args:
         context: see `Context`.
-        settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml`, and `warmup`.
+        settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml label_conditional`, and `warmup`.
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
@@ -51,17 +52,25 @@ class FastMetaSynthesizer(Synthesizer):
         self.meta_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=settings.lr_g * settings.g_steps, betas=ADAM_BETAS
         )
+        self.label_codes: Tensor | None = None  # (C, nz)
+        if self.clones and settings.label_conditional:
+            self.label_codes = self._noise(self.num_classes, self.generator.nz)
+            self.processes.follow_first([self.label_codes])
 
     def synthesize(
         self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step, z: Tensor | None = None
     ) -> Synthesis:
-        """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`."""
+        """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`. With
+        `label_conditional` a code begins half way between noise and the one of its label, which is drawn once,
+        so that the generator can learn from call to call what a label means."""
         s = self.settings
         self.calls += 1
         if self.clones and self.calls == RESET_CALL + s.warmup:
             self._reset_generator()
         if z is None:
             z = self._noise(len(targets), self.generator.nz)
+            if self.label_codes is not None:
+                z = (z + self.label_codes[targets]) / math.sqrt(2)  # of the same variance
         z = z.clone().requires_grad_()
         working = copy.deepcopy(self.generator) if self.clones else self.generator
         working.train()
@@ -108,6 +117,7 @@ class FastMetaSynthesizer(Synthesizer):
             "generator": self.generator.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict(),
             "statistics": self.statistics.state_dict(),
+            "label_codes": self.label_codes,
             "calls": self.calls,
         }
 
@@ -115,6 +125,8 @@ class FastMetaSynthesizer(Synthesizer):
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.meta_optimizer, state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
+        if self.label_codes is not None:
+            self.label_codes.copy_(state["label_codes"])
         self.calls = int(state["calls"])
 
 

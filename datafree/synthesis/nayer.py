@@ -50,9 +50,8 @@ class NayerSynthesizer(Synthesizer):
     def __init__(self, context: Context, settings: Settings, generator: LabelGenerator | None = None):
         super().__init__(context, settings.bn_mmt)
         self.settings = s = settings
-        self.table = label_embedding(s.label_embedding, self.features.layer, context.num_classes).to(
-            self.rng.device
-        )
+        table = label_embedding(s.label_embedding, self.features.layer, self.num_classes)
+        self.table = table.to(self.rng.device)
         self.items = s.synthesis_batch_size // context.processes.world_size
         self.loops, self.warmup_calls = (s.g_loops, s.gwp_loops), s.warmup * s.rounds
         channels, _, img_size = context.image_shape
@@ -147,29 +146,27 @@ class NayerSynthesizer(Synthesizer):
         self.calls = int(state["calls"])
 
 
-def label_embedding(given: str, classifier: nn.Module, num_classes: int | None = None) -> Tensor:
+def label_embedding(given: str, classifier: nn.Module, num_classes: int) -> Tensor:
     """A vector for each class, float32 (C, D).
 
     Args:
         given: "onehot"; "classifier" for the rows of the teacher's last linear layer; or a .npy file.
         classifier: that layer.
-        num_classes: C; the layer's, where it is not given.
+        num_classes: C.
 
     Raises:
         UserError: there is no such table.
     """
-    weight = getattr(classifier, "weight", None)
-    rows = weight if isinstance(weight, Tensor) and weight.dim() == 2 else torch.empty(0, 0)
-    classes = num_classes or len(rows)
     if given == "onehot":
-        return torch.eye(classes)
+        return torch.eye(num_classes)
     if given == "classifier":
-        if len(rows) != classes:
+        weight = getattr(classifier, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or len(weight) != num_classes:
             raise UserError(
                 "--label_embedding classifier: the teacher's logits come from no linear layer: use onehot, "
                 "or a file"
             )
-        return rows.detach().clone().float()
+        return weight.detach().clone().float()
     try:
         table = np.load(given, allow_pickle=False)
         fits = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f"
@@ -177,9 +174,9 @@ def label_embedding(given: str, classifier: nn.Module, num_classes: int | None =
         raise UserError(
             f"--label_embedding {given}: {error}; use onehot, classifier or a .npy file"
         ) from error
-    if not fits or len(table) != classes or not table.shape[1] or not np.isfinite(table).all():
+    if not fits or len(table) != num_classes or not table.shape[1] or not np.isfinite(table).all():
         shape = getattr(table, "shape", "no table")
         raise UserError(
-            f"--label_embedding {given}: it has {shape}; {classes} rows of finite numbers are needed"
+            f"--label_embedding {given}: it has {shape}; {num_classes} rows of finite numbers are needed"
         )
     return torch.from_numpy(table.astype(np.float32))
