@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from datafree import priority
 from datafree.balance import count_entropy, count_variation, least_valuable
 from datafree.blg import BiasedLabelGenerator
 from datafree.data.augment import Augment
@@ -144,7 +145,9 @@ class Distiller:
 
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
-                kd_loss, skipped = self.kd.train(self._batches(on_step), on_step)
+                kd_loss, skipped = self.kd.train(self._batches(on_step, epoch), on_step)
+                if s.sampling == "priority":
+                    self.repository.share_priorities(self.processes)
                 overflows += skipped
                 made += 0 if s.store_samples else s.kd_steps * s.batch_size
                 require_finite_weights(self.student, epoch, "distillation", "--lr")
@@ -222,12 +225,16 @@ class Distiller:
         repository.remove(gone)
         return count
 
-    def _batches(self, on_step: OnStep = ignore_step) -> Iterator[Batch]:
+    def _batches(self, on_step: OnStep = ignore_step, epoch: int = 0) -> Iterator[Batch]:
         """`kd_steps` batches of stored samples, augmented, or of fresh ones."""
         s, rng = self.settings, self.streams.distillation
         batch_size = s.batch_size // self.processes.world_size
         if self.reuse:
             yield from self.reuse.batches(self.repository, s.kd_steps, rng, on_step)
+        elif s.sampling == "priority":
+            progress = epoch / max(1, s.epochs - 1)
+            for places, weigh in priority.draws(self.repository, batch_size, s.kd_steps, rng, progress):
+                yield self.augment(self.repository.drawn(places), rng), None, weigh
         elif s.store_samples:
             for images in self.repository.batches(batch_size, s.kd_steps, rng):
                 yield self.augment(images, rng), None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from datafree import losses
 from datafree.methods import METHODS
+from datafree.priority import Weigh
 from datafree.settings import Settings
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils.precision import at_least_single
@@ -18,8 +19,9 @@ from datafree.torch_utils.processes import ALONE, Processes
 from datafree.torch_utils.sgd import SGDTrainer
 
 FINAL_LR = 2e-4  # where the cosine schedule ends
-# Images (N, C, H, W) as the networks see them; and the teacher's logits, where they are known.
-Batch = tuple[Tensor, Tensor | None]
+# Images (N, C, H, W) as the networks see them; the teacher's logits, where they are known; and what weighs
+# the images, where they are not all the same.
+Batch = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Weigh]
 
 
 class StudentTrainer(SGDTrainer):
@@ -67,15 +69,22 @@ class StudentTrainer(SGDTrainer):
         with self.autocast():
             return at_least_single(self.teacher(inputs.contiguous(memory_format=torch.channels_last)))
 
-    def loss(self, inputs: Tensor, teacher_logits: Tensor | None = None) -> Tensor:
+    def loss(
+        self, inputs: Tensor, teacher_logits: Tensor | None = None, weigh: Weigh | None = None
+    ) -> Tensor:
         """The divergence of student and teacher on a batch (N, C, H, W) as the networks see it; the teacher
-        is asked where its logits are not given."""
+        is asked where its logits are not given. With `weigh`, the mean of the images' divergences times the
+        weights that it gives."""
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         if teacher_logits is None:
             teacher_logits = self.teach(inputs)
         with self.autocast():
             student_logits = at_least_single(self.forward(inputs))
-        return losses.divergence(self.divergence, student_logits, teacher_logits, self.settings.T)
+        pair = student_logits, teacher_logits
+        if weigh is None:
+            return losses.divergence(self.divergence, *pair, self.settings.T)
+        each = losses.divergences(self.divergence, *pair, self.settings.T)
+        return (weigh(each.detach()) * each).mean()
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedule as if the epochs before `epoch` had been run."""

@@ -11,6 +11,7 @@ class Keywords(TypedDict, total=False):
     store_samples: bool | None
     max_samples: int | None
     evict: str | None
+    sampling: str | None
     dlw_mode: str | None
     oh_min: float | None
     oh_max: float | None

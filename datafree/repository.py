@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datafree.neighbours import SlotTable
 from datafree.samples import Samples
+from datafree.torch_utils.processes import Processes
 
 FORMAT = 2  # of what is logged and saved of a sample; 1 had no confidences
 
@@ -69,12 +70,14 @@ class SampleRepository:
             return torch.empty((0, *shape), dtype=dtype, device=self.device)
 
         self.stored = 0  # samples, ever
+        self._highest = torch.ones((), device=self.device)  # priority so far
         self._rows = {
             "labels": none(),
             "features": none(self._feature_dim, dtype=torch.float32),
             "margins": none(dtype=torch.float32),
             "confidences": none(dtype=torch.float32),
             "serials": none(),
+            "priorities": none(dtype=torch.float32),
             "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
         }
         self._images = none(*self.image_shape, dtype=torch.uint8)
@@ -105,6 +108,26 @@ class SampleRepository:
     def confidences(self) -> Tensor:
         """(N,) float32: the teacher's top probability, in [0, 1]."""
         return self._rows["confidences"][self._order]
+
+    @property
+    def priorities(self) -> Tensor:
+        """(N,) float32, positive: see `priority.draws`."""
+        return self._rows["priorities"][self._order]
+
+    def prioritise(self, indices: Tensor, priorities: Tensor) -> None:
+        """Give samples at these places of the stored order other priorities."""
+        self._rows["priorities"][self._order[indices]] = priorities
+        self._highest = torch.maximum(self._highest, priorities.max())
+
+    def share_priorities(self, processes: Processes) -> None:
+        """Have everywhere the priorities that each process has given its own samples."""
+        if processes.world_size == 1:
+            return
+        own = self.serials % self.world_size == self.rank
+        shared = torch.where(own, self.priorities * self.world_size, 0.0)
+        processes.average([shared])
+        self._rows["priorities"][self._order] = shared
+        self._highest.fill_(max(processes.collect(self._highest.item())))
 
     @property
     def serials(self) -> Tensor:
@@ -166,6 +189,7 @@ class SampleRepository:
             "margins": samples.margins,
             "confidences": samples.confidences,
             "serials": serials,
+            "priorities": self._highest.expand(count),
             "places": places,
         }
         for name, values in new.items():
@@ -243,6 +267,8 @@ class SampleRepository:
             "serials": self.serials,
             "feature_dim": self._feature_dim,
             "format": FORMAT,
+            "priorities": self.priorities,
+            "highest_priority": self._highest,
         }
         if self.log:
             self.log.flush()
@@ -277,6 +303,9 @@ class SampleRepository:
         else:
             self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
         self.stored = state["stored"]
+        if "priorities" in state:  # an earlier version had none
+            self._rows["priorities"][self._order] = state["priorities"].to(self.device)
+            self._highest = state["highest_priority"].to(self.device)
 
 
 def _grown(rows: Tensor, capacity: int) -> Tensor:

@@ -197,6 +197,12 @@ class Components:
         "which samples go beyond --max_samples: oldest, or balanced for those of full classes of which the "
         "teacher is sure",
     )
+    sampling: str = setting(
+        "uniform",
+        choice("sampling", ("uniform", "priority")),
+        "how the student's batches are drawn from the repository: uniform, or priority for more of what it "
+        "last disagreed on",
+    )
     dlw_mode: str = setting(
         "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
     )
@@ -533,6 +539,13 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     if v["reuse_teacher"] is not None and not v["store_samples"]:
         raise UserError(
             "--reuse_teacher needs stored samples, of which views come again: add --store_samples"
+        )
+    if v["sampling"] == "priority" and not v["store_samples"]:
+        raise UserError("--sampling priority needs stored samples: add --store_samples")
+    if v["sampling"] == "priority" and v["reuse_teacher"] is not None:
+        raise UserError(
+            "--sampling priority draws by what the step before has shown, and --reuse_teacher needs to know "
+            "all draws of an epoch before: leave one of them out"
         )
     if v["eval_folder"] and v["dataset"] != "none":
         raise UserError("--eval_folder is for --dataset none: leave one of them out")

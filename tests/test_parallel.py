@@ -102,7 +102,8 @@ known = [torch.full((2, 2), 1.0 + processes.rank), torch.tensor([4.0 * processes
 processes.average(known)
 assert known[0].eq(1.5).all() and known[1].eq(2.0).all()
 for method in METHODS:
-    for more in ((), ("--cr", "0")) if method == "cmi" else ((),):
+    also = dict(cmi=("--cr", "0"), fast=("--sampling", "priority")).get(method)
+    for more in ((), also) if also else ((),):
         made = distiller(flags("--method", method, *TINY, *more), processes)
         rows = [made.run_epoch(epoch) for epoch in range(2)]
         counted = sum(rows[-1]["counts"])

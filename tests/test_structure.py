@@ -40,6 +40,7 @@ FLOORS = [
     ["assemble"],
     ["distiller"],
     ["kd", "reuse"],
+    ["priority"],
     ["evaluation"],
     ["repository"],
     ["iho", "blg", "balance"],

@@ -61,8 +61,8 @@ class FastMetaSynthesizer(Synthesizer):
         self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step, z: Tensor | None = None
     ) -> Synthesis:
         """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`. With
-        `label_conditional` a code begins half way between noise and the one of its label, which is drawn once,
-        so that the generator can learn from call to call what a label means."""
+        `label_conditional` a code begins half way between noise and the one of its label, which is drawn
+        once, so that the generator can learn from call to call what a label means."""
         s = self.settings
         self.calls += 1
         if self.clones and self.calls == RESET_CALL + s.warmup:
