@@ -46,7 +46,7 @@ class Method:
         return {name: value for name, value in chosen.items() if name not in given}
 
 
-# What bsr, fast_meta and fast take, whose loss is one; and what the meta step adds.
+# What bsr, fast_meta, fast and (without latent codes) nayer take, whose loss is one; what the meta step adds.
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
 _META = (*_FAST, "reset_l0", "reset_bn", "is_maml", "label_conditional")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
@@ -83,7 +83,7 @@ METHODS = {
     ),
     "nayer": Method(
         "nayer:NayerSynthesizer",
-        (*_FAST[:2], "adv", "bn", "oh", "bn_mmt", "g_loops", "gwp_loops", "g_life", "label_embedding"),
+        (*(name for name in _FAST if name != "lr_z"), "g_loops", "gwp_loops", "g_life", "label_embedding"),
         {"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
         by_dataset={
             "cifar100": {"g_steps": 40},

@@ -271,12 +271,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_term_and_saves_what_was_before
     poison.write_text(
         "import runpy, sys\n"
         "from datafree.synthesis.fast_meta import FastMetaSynthesizer\n"
-        "original = FastMetaSynthesizer._loss\n"
+        "original = FastMetaSynthesizer._inversion_loss\n"
         "def poisoned(self, *args):\n"
         "    total, terms = original(self, *args)\n"
         "    factor = float('nan') if self.calls == 4 else 1.0\n"
         "    return total * factor, {**terms, 'bn': terms['bn'] * factor}\n"
-        "FastMetaSynthesizer._loss = poisoned\n"
+        "FastMetaSynthesizer._inversion_loss = poisoned\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )

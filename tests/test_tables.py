@@ -23,7 +23,7 @@ from datafree.runs import progress
 from datafree.runs.read import read_run
 from datafree.settings import as_dict, resolve
 
-ROWS = {"bsr": 12, "baselines": 120, "ablation": 39, "ohs": 28, "digits": 9}
+ROWS = {"bsr": 12, "baselines": 120, "ablation": 39, "ohs": 28, "digits": 10, "nayer": 33, "equal_images": 4}
 
 
 def table_script(name, **environment):

@@ -162,7 +162,8 @@ class Synthesizer(ABC):
         if s.adv > 0 and adversarial:
             loss_adv = losses.adversarial(self._ask_student(augmented), teacher_logits)
         terms = {"oh": loss_oh, "bn": loss_bn, "adv": loss_adv}
-        return weighted(terms, {"bn": s.bn, "oh": alpha, "adv": s.adv}), terms
+        weights = {"bn": s.bn, "oh": alpha, "adv": s.adv}
+        return weighted(terms, weights), terms
 
     @torch.no_grad()
     def _finished(self, trace: Trace) -> Synthesis:
