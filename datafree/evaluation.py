@@ -19,8 +19,8 @@ from datafree.data.pixels import to_float
 from datafree.samples import Samples
 from datafree.torch_utils.state import require_like
 
-# Images scored at a time: on a CPU more are slower (500 take twice as long), since they leave its cache. A GPU
-# takes more of small ones.
+# Images scored at a time: on a CPU more are slower (500 take twice as long), since they leave its cache. A
+# GPU takes more of small ones.
 BATCH, GPU_BATCH, SMALL = 128, 1_000, 64
 EVERY = 8  # one of so many samples is held out
 MOST = 2_000  # samples held out; the oldest go first
