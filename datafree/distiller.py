@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from datafree import priority
 from datafree.balance import count_entropy, count_variation, least_valuable
@@ -23,12 +22,13 @@ from datafree.errors import UserError
 from datafree.evaluation import Evaluation, HeldOut
 from datafree.iho import HomogeneityOperator, Spread
 from datafree.kd import Batch, StudentTrainer
+from datafree.networks.examine import weights_and_statistics
 from datafree.repository import SampleRepository
 from datafree.reuse import TeacherReuse
 from datafree.samples import Samples
 from datafree.settings import Settings
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
-from datafree.torch_utils.processes import ALONE, Processes, batch_statistics
+from datafree.torch_utils.processes import ALONE, Processes
 from datafree.torch_utils.state import require_like
 from datafree.torch_utils.streams import RandomStreams
 
@@ -364,8 +364,7 @@ def require_finite_weights(network: nn.Module | None, epoch: int, phase: str, fl
     """
     if network is None:
         return
-    layers = (layer for layer in network.modules() if isinstance(layer, _BatchNorm))
-    values = (*network.parameters(), *(value for layer in layers for value in batch_statistics(layer)))
+    values = weights_and_statistics(network).values()
     if not torch.stack([value.isfinite().all() for value in values]).all():
         raise UserError(
             f"in the {phase} of epoch {epoch + 1} the weights are no longer finite: try a lower {flag}"

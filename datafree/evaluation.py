@@ -155,8 +155,9 @@ class Judge:
             return self._evaluate(self.teacher)
 
     def _evaluate(self, network: nn.Module) -> tuple[Evaluation, Tensor]:
-        size = self.images.read(torch.tensor([0])).shape[-1] if len(self.images) else 0
-        batch = GPU_BATCH if self.device.type == "cuda" and size <= SMALL else BATCH
+        batch = BATCH
+        if self.device.type == "cuda" and self.images.read(torch.tensor([0])).shape[-1] <= SMALL:
+            batch = GPU_BATCH
         return _evaluate(network, self.images.batches(batch), self.normalize, self.device)
 
 

@@ -292,6 +292,9 @@ class SampleRepository:
         ends = (0, *serials[:1].tolist(), *serials[-1:].tolist(), stored)
         if list(ends) != sorted(ends) or stored in serials or not (serials.diff() > 0).all():
             raise ValueError("serials are not of samples stored")
+        priorities = state.get("priorities", torch.ones(len(serials)))  # an earlier version had none
+        if priorities.shape != serials.shape or not ((priorities > 0) & priorities.isfinite()).all():
+            raise ValueError("priorities are not of samples stored")
         self._clear()
         if self.log:
             self.log.truncate(stored)
@@ -303,9 +306,8 @@ class SampleRepository:
         else:
             self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
         self.stored = state["stored"]
-        if "priorities" in state:  # an earlier version had none
-            self._rows["priorities"][self._order] = state["priorities"].to(self.device)
-            self._highest = state["highest_priority"].to(self.device)
+        self._rows["priorities"][self._order] = priorities.to(self.device, torch.float32)
+        self._highest.fill_(state.get("highest_priority", 1.0))
 
 
 def _grown(rows: Tensor, capacity: int) -> Tensor:

@@ -189,10 +189,7 @@ MUTANTS = [
     Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
     Mutant("networks/examine.py", "    if not torch.equal(own, images):", "    if False:", ODD),
     Mutant(
-        "torch_utils/unpickle.py",
-        "_plain(*self.stack[::2])\n        super().load_setitems",
-        "super().load_setitems",
-        STRANGERS + " -k few_bytes",
+        "torch_utils/unpickle.py", "_plain(*unpickler.stack[hashed])\n", "pass\n", STRANGERS + " -k few_bytes"
     ),
     Mutant("torch_utils/unpickle.py", "if self.most < 0:", "if False:", STRANGERS + " -k few_bytes"),
     Mutant("networks/examine.py", "gradient is None or not gradient.any()", "gradient is None", ODD),

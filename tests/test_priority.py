@@ -129,3 +129,12 @@ def test_each_process_tells_the_others_of_its_own_samples():
 )
 def test_what_contradicts_priorities_is_refused(words, message, tmp_path):
     assert_refused(run_here("bsr_main.py", *words.split(), cwd=tmp_path), message)
+
+
+@pytest.mark.parametrize("spoilt", [torch.ones(3), torch.full((4,), float("nan")), torch.zeros(4)])
+def test_priorities_that_are_none_are_refused_before_samples_are_touched(spoilt):
+    repository = filled(4)
+    state = {**repository.state_dict(), "priorities": spoilt}
+    with pytest.raises(ValueError, match="priorities are not of samples stored"):
+        repository.load_state_dict(state)
+    assert len(repository) == 4

@@ -218,6 +218,18 @@ def examine(
     )
 
 
+def weights_and_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the buffers of BatchNorm layers, by name: what is finite in a network that is sound. A
+    buffer of another kind may be infinite, as a mask of attention is."""
+    statistics = {
+        f"{module}.{name}".removeprefix("."): value
+        for module, layer in network.named_modules()
+        if isinstance(layer, _BatchNorm)
+        for name, value in layer.named_buffers()
+    }
+    return {**dict(network.named_parameters()), **statistics}
+
+
 def _require_logits(output: Any, images: str) -> None:
     """Raises:
     UserError: it is something else.
@@ -231,20 +243,14 @@ def _require_plain_weights(network: nn.Module) -> None:
     """Raises:
     UserError: weights or statistics are not finite, or of a kind that cannot be used here.
     """
-    # A buffer of another kind may be infinite, as a mask of attention is.
-    judged = {name for name, _ in network.named_parameters()} | {
-        f"{module}.{name}".removeprefix(".")
-        for module, layer in network.named_modules()
-        if isinstance(layer, _BatchNorm)
-        for name, _ in layer.named_buffers()
-    }
+    finite = weights_and_statistics(network)
     for name, value in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(value):
             continue
         if value.is_floating_point() and value.dtype != torch.float32:
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"has {name} in {kind}: call .float() on it (--amp gives half precision)")
-        if name in judged and not value.isfinite().all():
+        if name in finite and not value.isfinite().all():
             raise UserError(f"has values in {name} that are not finite: it is damaged")
 
 

@@ -175,6 +175,16 @@ MADE = {
 _Base: Any = pickle._Unpickler
 
 
+def _looking(load: Callable[[Any], None], hashed: slice) -> Callable[[Any], None]:
+    """An opcode's function, after a look at this part of the stack."""
+
+    def look_and_load(unpickler: Any) -> None:
+        _plain(*unpickler.stack[hashed])
+        load(unpickler)
+
+    return look_and_load
+
+
 class _Unpickler(_Base):
     """Of data alone.
 
@@ -229,35 +239,15 @@ class _Unpickler(_Base):
 
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
-    def load_setitem(self) -> None:
-        _plain(self.stack[-2])
-        super().load_setitem()
-
-    dispatch[pickle.SETITEM[0]] = load_setitem
-
-    def load_setitems(self) -> None:
-        _plain(*self.stack[::2])
-        super().load_setitems()
-
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-
-    def load_dict(self) -> None:
-        _plain(*self.stack[::2])
-        super().load_dict()
-
-    dispatch[pickle.DICT[0]] = load_dict
-
-    def load_additems(self) -> None:
-        _plain(*self.stack)
-        super().load_additems()
-
-    dispatch[pickle.ADDITEMS[0]] = load_additems
-
-    def load_frozenset(self) -> None:
-        _plain(*self.stack)
-        super().load_frozenset()
-
-    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    # What is hashed is looked at first.
+    for _opcode, _load, _hashed in (
+        (pickle.SETITEM, _Base.load_setitem, slice(-2, -1)),
+        (pickle.SETITEMS, _Base.load_setitems, slice(None, None, 2)),
+        (pickle.DICT, _Base.load_dict, slice(None, None, 2)),
+        (pickle.ADDITEMS, _Base.load_additems, slice(None)),
+        (pickle.FROZENSET, _Base.load_frozenset, slice(None)),
+    ):
+        dispatch[_opcode[0]] = _looking(_load, _hashed)
 
 
 def load(file: BinaryIO, size: int) -> Any:
