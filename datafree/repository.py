@@ -123,8 +123,7 @@ class SampleRepository:
         """Have everywhere the priorities that each process has given its own samples."""
         if processes.world_size == 1:
             return
-        own = self.serials % self.world_size == self.rank
-        shared = torch.where(own, self.priorities * self.world_size, 0.0)
+        shared = torch.where(self._are_own(self.serials), self.priorities * self.world_size, 0.0)
         processes.average([shared])
         self._rows["priorities"][self._order] = shared
         self._highest.fill_(max(processes.collect(self._highest.item())))
@@ -177,7 +176,7 @@ class SampleRepository:
             self._free = torch.cat([self._free, torch.arange(capacity, larger, device=self.device)])
         slots, self._free = self._free[:count], self._free[count:]
         places = -1 - serials
-        own = (serials % self.world_size == self.rank).nonzero().squeeze(1)
+        own = self._are_own(serials).nonzero().squeeze(1)
         room = self._make_room(len(own))
         self._some_away |= room < len(own)
         taken, self._free_places = self._free_places[:room], self._free_places[room:]
@@ -218,10 +217,14 @@ class SampleRepository:
         self._free_places = torch.cat([places[places >= 0], self._free_places])
         self._order = self._order[keep]
 
+    def _are_own(self, serials: Tensor) -> Tensor:
+        """Which samples have their images in this process."""
+        return serials % self.world_size == self.rank
+
     def own(self) -> Tensor:
         """Places in the stored order, int64, of the samples from which this process draws its batches: those
         whose images it keeps, or all, where so few are stored that it keeps none."""
-        own = (self.serials % self.world_size == self.rank).nonzero().squeeze(1)
+        own = self._are_own(self.serials).nonzero().squeeze(1)
         if len(own) or not len(self):
             return own
         self._some_away = True  # it reads those of the others

@@ -207,7 +207,7 @@ MUTANTS = [
         '"act": s.balance, "balance": s.act',
         PRINT,
     ),
-    Mutant("synthesis/generative.py", "self.generator.train()(", "self.generator.eval()(", PRINT),
+    Mutant("synthesis/generative.py", "generator.train()(", "generator.eval()(", PRINT),
     Mutant("synthesis/deepinv.py", '"tv": s.tv, "l2": s.l2', '"tv": s.l2, "l2": s.tv', PRINT),
     Mutant("synthesis/deepinv.py", "ADAM_BETAS = (0.5, 0.99)", "ADAM_BETAS = (0.5, 0.999)", PRINT),
     Mutant("synthesis/deepinv.py", "torch.randint(-reach, reach + 1", "torch.randint(-reach, reach", PRINT),
@@ -321,8 +321,8 @@ MUTANTS = [
     ),
     Mutant(
         "repository.py",
-        "self.serials % self.world_size == self.rank",
-        "self.serials >= 0",
+        "return serials % self.world_size == self.rank",
+        "return serials >= 0",
         PARTS + " -k processes",
     ),
     Mutant(
