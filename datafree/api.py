@@ -22,6 +22,7 @@ from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
 from datafree.networks.examine import NO_STATISTICS, examine, require_usable
+from datafree.reuse import ROUNDED
 from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
 from datafree.torch_utils.precision import found_precision
@@ -58,8 +59,8 @@ def distill(
         mean, std: C numbers each (1 or 3), with which the networks' input is normalised; images are in
             [0, 1].
         flip: whether a mirrored image is still of its class.
-        evaluate: scores the student, in eval mode, after each epoch, in percent. By default it is judged by
-            its agreement with the teacher on synthetic samples that are held out from training, which is not
+        evaluate: scores the student, in eval mode and in single precision, after every `eval_every` epochs
+            (each, by default) and the last, in percent. By default it is judged by its agreement with the teacher on synthetic samples that are held out from training, which is not
             accuracy.
         on_epoch: called after each epoch with its line of metrics.
         given: the other settings of `bsr_main.py` by name, such as `epochs=100, method="fast_meta", seed=1`;
@@ -92,7 +93,8 @@ def distill(
 
     def score(network: nn.Module) -> Evaluation:
         assert evaluate is not None
-        with frozen(network), torch.no_grad(), random_state_kept(device):
+        usual = torch.autocast(device.type, enabled=False)  # whatever --amp scores with
+        with frozen(network), torch.no_grad(), random_state_kept(device), usual:
             score = evaluate(network)
         try:
             return Evaluation(float(score), math.nan, math.nan, 0, 0)
@@ -132,6 +134,8 @@ def distill(
             evaluate=score if evaluate else None,
             hold_out=evaluate is None,
         )
+        if distiller.reuse and not distiller.reuse.exact:
+            warnings.warn(ROUNDED, stacklevel=2)
         metrics = []
         for epoch in range(settings.epochs):
             metrics.append(distiller.run_epoch(epoch))

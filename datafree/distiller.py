@@ -248,13 +248,14 @@ class Distiller:
         warm-up, which leaves the student as it was, but not the samples held out. Half precision is for all
         epochs but the last, whose student is kept in single precision."""
         s, last = self.settings, epoch + 1 == self.settings.epochs
-        due = (epoch + 1) % s.eval_every == 0 or last
+        first = (self.evaluation if self.evaluate else self.agreement) is None
+        due = (epoch + 1) % s.eval_every == 0 or last or first
 
         def told(evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
             with nullcontext() if last else self.kd.autocast():
                 return self.processes.first_says(evaluate(self.student) if self.processes.first else None)
 
-        if self.evaluate and (self.evaluation is None or (due and epoch >= s.warmup)):
+        if self.evaluate and (first or (due and epoch >= s.warmup)):
             self.evaluation = told(self.evaluate)
         if self.held_out and (self.agreement is None or due):
             self.agreement = told(self.held_out.evaluate)

@@ -199,7 +199,9 @@ class HeldOut:
     def _labelled(self) -> Iterable[tuple[Tensor, Tensor]]:
         for images in self.images.split(BATCH):
             inputs = self.normalize(to_float(images.to(self.device)))
-            yield images, self.teacher(inputs.contiguous(memory_format=torch.channels_last)).argmax(1)
+            with torch.autocast(self.device.type, enabled=False):  # as `Judge` asks it
+                logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
+            yield images, logits.argmax(1)
 
     def state_dict(self) -> dict:
         return {"images": self.images, "seen": self.seen}

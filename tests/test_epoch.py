@@ -200,8 +200,9 @@ def test_evaluations_are_as_rare_as_asked_and_the_last_epoch_has_one():
     scores = itertools.chain([10.0, 70.0, 50.0, 70.0], itertools.repeat(60.0))
     made.evaluate = lambda _student: Evaluation(next(scores), 100.0, 1.0, 1, 2)
     rows, _ = run(made)
-    assert [row["evaluated"] for row in rows] == [epoch in (3, 7, 9) for epoch in range(EPOCHS)]
-    # The first is needed, of the student as it was.
+    assert [row["evaluated"] for row in rows] == [
+        epoch in (0, 3, 7, 9) for epoch in range(EPOCHS)
+    ]  # the first is needed
     assert [row["test_top1"] for row in rows] == [10, 10, 10, 70, 70, 70, 70, 50, 50, 70]
     progress = Progress(0)
     best = [row["epoch"] for row in rows if progress.add(row, 0.0)]

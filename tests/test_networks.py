@@ -541,12 +541,13 @@ def test_the_library_takes_methods_scores_and_refuses_what_cannot_be(rng):
     modes = set()
 
     def evaluate(network):
-        modes.add((network.training, torch.is_grad_enabled()))
+        dtype = network(torch.rand(1, 3, FEW["img_size"], FEW["img_size"])).dtype
+        modes.add((network.training, torch.is_grad_enabled(), dtype))
         return 12.5
 
-    _, record = datafree.distill(small(0), small(1), **FEW, method="dafl", evaluate=evaluate)
+    _, record = datafree.distill(small(0), small(1), **FEW, method="dafl", evaluate=evaluate, amp="bf16")
     assert {row["test_top1"] for row in record} == {12.5}
-    assert modes == {(False, False)}
+    assert modes == {(False, False, torch.float32)}
     with pytest.raises(TypeError, match="no setting epoch, did you mean epochs"):
         datafree.distill(small(0), small(1), **FEW, epoch=3)
     with pytest.raises(TypeError, match="no setting save_dir"):

@@ -170,6 +170,17 @@ def test_what_cannot_be_reused_is_refused(more, words):
     assert words in str(refused.value)
 
 
+def by_place(images):
+    """Rounded by the place in the batch."""
+    return images.flatten(1)[:, :CLASSES] * (1 + 1e-6 * torch.arange(len(images))[:, None])
+
+
+@pytest.mark.parametrize(("teach", "exact"), [(None, True), (by_place, False)])
+def test_a_teacher_that_rounds_by_place_is_found_out(teach, exact):
+    assert reuse(ROW, teach).exact is exact
+    assert reuse(ROW, teach, batch_size=1).exact is True  # an image is always in the same place
+
+
 def test_fresh_samples_are_refused(tmp_path):
     done = run_here("bsr_main.py", "--method", "dafl", "--reuse_teacher", "1MB", cwd=tmp_path)
     assert done.returncode == 2

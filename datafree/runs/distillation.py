@@ -15,6 +15,7 @@ from datafree.data.image_folders import load_folder
 from datafree.distiller import Distiller
 from datafree.methods import METHODS
 from datafree.networks.portable import describe
+from datafree.reuse import ROUNDED
 from datafree.runs.contact_sheet import export_repository
 from datafree.runs.environment import environment
 from datafree.runs.files import CONFIG, REPOSITORY, SAMPLES, SUMMARY
@@ -87,7 +88,7 @@ class Distillation:
         features = self.session.teacher.found.features
         assert features is not None  # a teacher's are looked for
         shape = (facts.channels, facts.img_size, facts.img_size)
-        return make_distiller(
+        distiller = make_distiller(
             s,
             self.session.teacher.network,
             self.session.student,
@@ -101,6 +102,9 @@ class Distillation:
             processes=self.processes,
             log=SampleLog(self.folder / SAMPLES, shape, features.dim, self.processes.first),
         )
+        if distiller.reuse and not distiller.reuse.exact:
+            self.session.warn(ROUNDED)
+        return distiller
 
     def _first_samples(self) -> Iterable[torch.Tensor]:
         """Batches of the images with which `cmi_init` fills the repository at first."""
