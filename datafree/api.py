@@ -60,8 +60,8 @@ def distill(
             [0, 1].
         flip: whether a mirrored image is still of its class.
         evaluate: scores the student, in eval mode and in single precision, after every `eval_every` epochs
-            (each, by default) and the last, in percent. By default it is judged by its agreement with the teacher on synthetic samples that are held out from training, which is not
-            accuracy.
+            (each, by default) and the last, in percent. By default it is judged by its agreement with the
+            teacher on synthetic samples that are held out from training, which is not accuracy.
         on_epoch: called after each epoch with its line of metrics.
         given: the other settings of `bsr_main.py` by name, such as `epochs=100, method="fast_meta", seed=1`;
             see docs/flags.md. None stands for the default.

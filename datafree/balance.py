@@ -33,9 +33,9 @@ def least_valuable(labels: Tensor, confidences: Tensor, count: int, num_classes:
     sure (after SSD-KD, Liu et al., CVPR 2024, whose code is not public; the formula is from secondary
     sources). A sample is worth
 
-        (1 - count of its class / most) * (1 - the teacher's confidence) ** 2
+        (1 - count of its class / most) * (1 - the teacher's confidence) ** 2,
 
-    with counts as they are before any of them is removed.
+    never less than nothing, with counts as they are before any of them is removed.
 
     Args:
         labels, confidences: (N,), oldest first.
@@ -44,8 +44,22 @@ def least_valuable(labels: Tensor, confidences: Tensor, count: int, num_classes:
         most: samples that the repository may hold.
 
     Returns:
-        Their places, int64 (count,), rising. Of samples worth the same the oldest go first.
+        Their places, int64 (count,), rising. Of samples worth the same those go first of which the teacher is
+        surest, and of these the oldest.
     """
     counts = torch.bincount(labels, minlength=num_classes)
-    worth = (1 - counts[labels].double() / most) * (1 - confidences.double()) ** GAMMA
-    return worth.sort(stable=True).indices[:count].sort().values
+    room = (1 - counts[labels].double() / most).clamp(min=0)  # a class may have more than all may be
+    unsure = (1 - confidences.double()) ** GAMMA
+    order = unsure.sort(stable=True).indices  # among those worth nothing
+    order = order[(room * unsure)[order].sort(stable=True).indices]
+    return order[:count].sort().values
+
+
+def occurrences(labels: Tensor) -> Tensor:
+    """How often each label (N,) has come before in the list, int64 (N,): 0, 0, 1, 2 for 5, 3, 5, 5."""
+    order = labels.argsort(stable=True)
+    found = torch.empty_like(order)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
+        labels[order], labels[order]
+    )
+    return found

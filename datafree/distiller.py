@@ -75,7 +75,7 @@ class Distiller:
             s.oh_min, s.oh_max, s.oh_step, s.oh_memory_size, s.warmup, s.epochs, s.dlw_mode
         )
         self.blg = BiasedLabelGenerator(repository.num_classes)
-        self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_batch_size)
+        self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_samples)
         self.kd = StudentTrainer(teacher, student, s, streams.device, processes)
         self.reuse: TeacherReuse | None = None
         if s.reuse_teacher is not None:
@@ -168,7 +168,7 @@ class Distiller:
             "kd_overflows": overflows,
             **scores,
             "made": made,
-            "hit_rate": hits,
+            "hit_rate": hits if self.synthesizer.asks_for_classes else None,
             "repository": len(self.repository),
             "added": added,
             "removed": removed,
@@ -232,7 +232,7 @@ class Distiller:
         if self.reuse:
             yield from self.reuse.batches(self.repository, s.kd_steps, rng, on_step)
         elif s.sampling == "priority":
-            progress = epoch / max(1, s.epochs - 1)
+            progress = (epoch - s.warmup) / max(1, s.epochs - 1 - s.warmup)
             for places, weigh in priority.draws(self.repository, batch_size, s.kd_steps, rng, progress):
                 yield self.augment(self.repository.drawn(places), rng), None, weigh
         elif s.store_samples:
@@ -331,7 +331,7 @@ class Distiller:
         require_like(own, self.streams.state_dict(), "streams")
         self.kd.load_state_dict(state)
         self.synthesizer.load_state_dict(state["synthesizer"])
-        self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_batch_size)
+        self.iho = HomogeneityOperator(self.iho.num_classes, self.settings.synthesis_samples)
         self.dlw.load_state_dict(state["dlw"])
         self.blg.load_state_dict(state["blg"])
         if self.held_out and state["held_out"]:  # an earlier version held none out beside test images

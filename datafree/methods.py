@@ -115,14 +115,15 @@ def published_settings() -> list[tuple[str, str]]:
     """For each method that has some, its published settings as flags where they differ from the defaults."""
     lines = []
     for name, method in METHODS.items():
-        flags = [f"--{flag} {value:g}" for flag, value in method.defaults.items()]
+        own = " ".join(f"--{flag} {value:g}" for flag, value in method.defaults.items())
+        flags = [own] if own else []
         rates = "; ".join(f"{steps} steps {g:g}, {z:g}" for steps, (g, z) in method.rates.items())
         if rates:
             flags.append(f"--lr_g, --lr_z by --g_steps: {rates}")
         for flag, some in (("teacher", method.by_teacher), ("dataset", method.by_dataset)):
-            for which, own in some.items():
-                those = " ".join(f"--{name} {value:g}" for name, value in own.items())
+            for which, values in some.items():
+                those = " ".join(f"--{name} {value:g}" for name, value in values.items())
                 flags.append(f"{those} for --{flag} {which}")
         if flags:
-            lines.append((name, " ".join(flags)))
+            lines.append((name, "; ".join(flags)))
     return lines

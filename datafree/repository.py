@@ -70,7 +70,7 @@ class SampleRepository:
             return torch.empty((0, *shape), dtype=dtype, device=self.device)
 
         self.stored = 0  # samples, ever
-        self._highest = torch.ones((), device=self.device)  # priority so far
+        self._highest = torch.zeros((), device=self.device)  # priority so far; 0 while none is known
         self._rows = {
             "labels": none(),
             "features": none(self._feature_dim, dtype=torch.float32),
@@ -188,7 +188,7 @@ class SampleRepository:
             "margins": samples.margins,
             "confidences": samples.confidences,
             "serials": serials,
-            "priorities": self._highest.expand(count),
+            "priorities": torch.where(self._highest > 0, self._highest, 1.0).expand(count),
             "places": places,
         }
         for name, values in new.items():
@@ -310,7 +310,7 @@ class SampleRepository:
             self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
         self.stored = state["stored"]
         self._rows["priorities"][self._order] = priorities.to(self.device, torch.float32)
-        self._highest.fill_(state.get("highest_priority", 1.0))
+        self._highest.fill_(state.get("highest_priority", 0.0))
 
 
 def _grown(rows: Tensor, capacity: int) -> Tensor:

@@ -19,8 +19,8 @@ DRAWS, NUMBERS = 2**16, 2**24
 # Half precision included. Above this, what a network answers depends on which images are asked with it.
 LARGEST_DIFFERENCE = 0.05
 ROUNDED = (
-    "--reuse_teacher: this teacher's answer to an image is rounded by its place in a batch, so that results are "
-    "those of another rounding, and a resumed run's too; on a CPU a --batch_size that 32 divides may help"
+    "--reuse_teacher: this teacher's answer to an image is rounded by its place in a batch, so that results "
+    "are those of another rounding, and a resumed run's too; on a CPU a --batch_size that 32 divides may help"
 )
 
 
@@ -185,8 +185,8 @@ class TeacherReuse:
             difference = (first[shift:] - again).abs().max()
             if not difference <= LARGEST_DIFFERENCE * first.std():  # which NaN is not either
                 raise UserError(
-                    "--reuse_teacher: what this teacher answers to an image depends on the rest of the batch, "
-                    "and cannot be used again: leave it out"
+                    "--reuse_teacher: what this teacher answers to an image depends on the rest of the "
+                    "batch, and cannot be used again: leave it out"
                 )
             exact = exact and not difference
         return bool(exact)

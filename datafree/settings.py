@@ -65,7 +65,7 @@ RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Networks:
+class TeacherNetwork:
     title: ClassVar[str] = "networks"
     teacher: NetworkName = setting(
         NetworkName.parse("resnet34"), NETWORK, ANY_NETWORK, table=False, library=False
@@ -76,15 +76,7 @@ class Networks:
         "its checkpoint: a state dict, bare or under `state_dict`",
         default_text="checkpoints/pretrained/{dataset}_{teacher}.pth",
     )
-    student: NetworkName = setting(
-        NetworkName.parse("resnet18"),
-        NETWORK,
-        "the network that is trained; named like the teacher",
-        table=False,
-        library=False,
-    )
     teacher_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the teacher", library=False)
-    student_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the student", library=False)
     feature_layer: str | None = setting(
         None,
         TEXT,
@@ -99,10 +91,35 @@ class Networks:
         library=False,
         default_text="those that the teacher takes",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks(TeacherNetwork):
+    title: ClassVar[str] = TeacherNetwork.title
+    student: NetworkName = setting(
+        NetworkName.parse("resnet18"),
+        NETWORK,
+        "the network that is trained; named like the teacher",
+        table=False,
+        library=False,
+    )
+    student_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the student", library=False)
     pretrained: bool = setting(
         False,
         SWITCH,
         "start the student from torchvision's ImageNet weights (*_imagenet only)",
+        library=False,
+    )
+    student_ckpt: str | None = option(
+        None,
+        TEXT,
+        "a checkpoint that the student starts from, such as a pruned copy of the teacher's",
+        table=True,
+    )
+    keep_zeros: bool = setting(
+        False,
+        SWITCH,
+        "weights that are zero in --student_ckpt stay zero, so that a pruned student stays pruned",
         library=False,
     )
     test_teacher: bool = option(False, SWITCH, "report the teacher's accuracy before starting")
@@ -162,7 +179,7 @@ class TestData(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Components:
+class MethodGroup:
     title: ClassVar[str] = "method"
     method: str = setting(
         "bsr",
@@ -171,6 +188,11 @@ class Components:
         "DLW, BLG and IHO, which can be switched on for every method",
         table=False,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components(MethodGroup):
+    title: ClassVar[str] = MethodGroup.title
     dlw: bool = setting(
         None, ON_OR_OFF, "dynamic pseudo-supervised loss weight", table=False, default_text="on for bsr"
     )
@@ -223,7 +245,10 @@ class Components:
 class SynthesisGroup:
     title: ClassVar[str] = "synthesis"
     synthesis_batch_size: int = setting(
-        None, COUNT, "images made in one synthesis", default_text="--batch_size"
+        None,
+        COUNT,
+        "images made in one synthesis; by nayer, in each of its batches",
+        default_text="--batch_size",
     )
     g_steps: int = setting(10, COUNT, "generator steps in one synthesis")
     lr_g: float = setting(2e-3, POSITIVE, "learning rate of the generator")
@@ -366,8 +391,8 @@ class Running:
     reuse_teacher: int | None = option(
         None,
         SIZE,
-        "memory for the teacher's logits in each process, such as 1GB: it is asked once for each view of a "
-        "stored image of up to 64 pixels, with the same results",
+        "memory for the teacher's logits in each process, such as 1GB (bytes, in Python): it is asked once "
+        "for each view of a stored image of up to 64 pixels, with the same results",
         default_text="it is asked each time",
         library=True,
     )
@@ -399,6 +424,11 @@ class Settings(
     """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
     ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
     settings."""
+
+    @property
+    def synthesis_samples(self) -> int:
+        """Samples that one synthesis makes, after the warm-up."""
+        return self.synthesis_batch_size * (self.g_loops if self.method == "nayer" else 1)
 
     @property
     def rounds(self) -> int:
@@ -494,6 +524,50 @@ class KDSettings(Machine, Continuing, SaveDir, Precision, RealImageSGD, RealImag
         return "vanilla_kd" if self.transfer_set in (None, self.dataset) else "vanilla_kd_transfer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibrating:
+    title: ClassVar[str] = "quantisation"
+    calibration: int = setting(64, COUNT, "number of images that are made to calibrate with")
+    keep_float: int = setting(
+        0, COUNT_OR_NONE, "number of layers that stay in float: those that lose most in int8"
+    )
+    real_calibration: int = setting(
+        0, COUNT_OR_NONE, "also calibrate with so many of the real images, for comparison"
+    )
+    output: str = option(None, FOLDER, "folder to write to", default_text="run/int8-{dataset}-{teacher}")
+    overwrite: bool = option(False, SWITCH, "replace the files that are there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSettings(
+    OtherSynthesisGroup,
+    Machine,
+    Precision,
+    SynthesisGroup,
+    MethodGroup,
+    TestData,
+    TeacherNetwork,
+    Calibrating,
+):
+    """The settings of `scripts/quantize.py`."""
+
+    dataset: str = setting(
+        "none", choice("dataset", (*SPECS, "none")), f"whose test images judge: one of {DATASETS}, none"
+    )
+    method: str = setting(
+        "deepinv",
+        choice("method", tuple(METHODS)),
+        f"that makes the images: one of {', '.join(METHODS)}; deepinv takes 150 steps",
+    )
+    synthesis_batch_size: int = setting(32, COUNT, "images made in one synthesis")
+    bn: float = setting(
+        None,
+        NON_NEGATIVE,
+        "weight of the distance to the teacher's BatchNorm statistics",
+        default_text="chosen by the network: on noise it weighs 25 times as much as the class term",
+    )
+
+
 RealSettings = TypeVar("RealSettings", TrainSettings, KDSettings)
 FIELDS = settings_of(Settings)
 TABLE = tuple(
@@ -555,6 +629,10 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     if not v["dlw"] and weights and not any(v[name] for name in weights):
         names = ", ".join(f"--{name}" for name in weights)
         raise UserError(f"{v['method']} has nothing to optimise: give one of {names} a weight")
+    if v["student_ckpt"] and v["pretrained"]:
+        raise UserError("--student_ckpt and --pretrained contradict each other: choose one")
+    if v["keep_zeros"] and not v["student_ckpt"]:
+        raise UserError("--keep_zeros needs weights that are zero: add --student_ckpt")
     v["amp"] = precision(v["amp"], v["fp16"])
     v["synthesis_batch_size"] = v["synthesis_batch_size"] or v["batch_size"]
     if v["epochs"] and v["warmup"] > v["epochs"]:
@@ -572,6 +650,28 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
     settings = Settings(**v)
     return settings, warnings(settings, given)
+
+
+def resolve_quantization(given: Mapping[str, Any]) -> tuple[QuantizeSettings, Settings, list[str]]:
+    """The settings of a quantisation from those that are given; those by which its images are made; and
+    warnings.
+
+    Raises:
+        UserError: values that contradict each other.
+    """
+    own = QuantizeSettings(**given)
+    if own.real_calibration and own.dataset == "none" and not own.eval_folder:
+        raise UserError("--real_calibration needs real images: add --eval_folder or --dataset")
+    if given.get("adv"):
+        raise UserError("--adv compares with a student, and there is none: leave it out")
+    steps = {"g_steps": 150} if own.method == "deepinv" else {}
+    chosen = {"dataset": own.dataset, "method": own.method, "synthesis_batch_size": own.synthesis_batch_size}
+    whole = {"adv": 0.0, "epochs": 1, "warmup": 0, "kd_steps": 1, "ep_steps": 1, "overwrite": own.overwrite}
+    names = {one.name for one in FIELDS}
+    settings, remarks = resolve(
+        {**steps, **whole, **chosen, **{name: value for name, value in given.items() if name in names}}
+    )
+    return own, settings, remarks
 
 
 def precision(amp: str, fp16: bool) -> str:
@@ -637,6 +737,8 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         found.append(f"--evict {s.evict} has no effect without --max_samples")
     if s.ema_generator and s.store_samples and not method.stores:
         found.append("--ema_generator has no effect with --store_samples: the student sees no fresh samples")
+    if s.max_samples is not None and not s.store_samples:
+        found.append(f"--max_samples has no effect: {s.method} keeps no samples without --store_samples")
     if given.get("store_samples") and method.stores:
         found.append(f"--store_samples has no effect: {s.method} always stores its samples")
     if s.dlw and "oh" in given:

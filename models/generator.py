@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 
 class Generator(nn.Module):
@@ -65,9 +66,10 @@ class LabelGenerator(Generator):
     """Embeddings of classes (N, dim) to images (N, channels, img_size, img_size) in [0, 1] (NAYER, Tran et
     al., CVPR 2024).
 
-    BatchNorm on the embeddings, then layers of noise, each for `num_classes` successive rows; a linear layer
-    and the blocks of the small generator follow. Images above 64 pixels begin at a sixteenth of their size,
-    with four upsamplings and no BatchNorm behind the linear layer.
+    BatchNorm on the embeddings, then layers of noise, each for one row of every class, since rows of one
+    class that share a layer become the same image; a linear layer and the blocks of the small generator
+    follow. Images above 64 pixels begin at a sixteenth of their size, with four upsamplings and no BatchNorm
+    behind the linear layer.
 
     Args:
         dim: length of an embedding.
@@ -98,10 +100,23 @@ class LabelGenerator(Generator):
         self.n1 = nn.BatchNorm1d(dim)
         self.le1 = nn.ModuleList(nn.Linear(dim, width) for _ in range(-(-items // num_classes)))
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        parts = self.n1(embeddings).split(self.num_classes)
-        noisy = zip(self.le1[: len(parts)], parts, strict=True)
-        return super().forward(torch.cat([layer(part) for layer, part in noisy]))
+    def resize(self, layers: int) -> None:
+        """Have so many noisy layers; the weights of new ones are not drawn."""
+        first = self.le1[0]
+        assert isinstance(first, nn.Linear)
+        shape, device = (first.in_features, first.out_features), first.weight.device
+        more = (skip_init(nn.Linear, *shape, device=device) for _ in range(len(self.le1), layers))
+        self.le1 = nn.ModuleList([*self.le1[:layers], *more])
+
+    def forward(self, embeddings: Tensor, layers: Tensor | None = None) -> Tensor:
+        """`layers`, int64 (N,), tells the noisy layer of each row; by default each is for `num_classes`
+        successive rows."""
+        if layers is None:
+            layers = torch.arange(len(embeddings), device=embeddings.device) // self.num_classes
+        order = layers.argsort(stable=True)
+        parts = self.n1(embeddings)[order].split(torch.bincount(layers, minlength=len(self.le1)).tolist())
+        codes = torch.cat([layer(part) for layer, part in zip(self.le1, parts, strict=True) if len(part)])
+        return super().forward(codes[order.argsort()])
 
 
 def upsample_and_convolve(x: Tensor, weight: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ row() { # name dataset teacher student [flags]
             smoke_teacher "$teacher" "$file"
             command+=(--dataset none --img_size 32 --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1
                 --batch_size 8 --g_steps 1)
+            [[ " $* " != *" --method nayer "* ]] || command+=(--synthesis_batch_size 8 --g_loops 1 --gwp_loops 1)
         fi
         # shellcheck disable=SC2206
         command+=(${EXTRA:-})

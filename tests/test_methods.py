@@ -1,6 +1,7 @@
 """The methods beside BSR: each loss against its formula in NumPy, and what all of them have in common."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -333,10 +334,56 @@ def test_every_method_distils_and_continues_exactly_where_it_stopped(method, com
         assert torch.equal(mine, theirs)
     stored, made = args.store_samples, 64 * (args.g_loops if method == "nayer" else 1)
     assert rows[-1]["repository"] == (made - sum(row["removed"] for row in rows) if stored else 8)
-    assert all(0 <= row["hit_rate"] <= 1 for row in rows)
+    asked = "--blg" in on_top or METHODS[method].stores
+    assert all(0 <= row["hit_rate"] <= 1 if asked else row["hit_rate"] is None for row in rows)
     if components:
         assert rows[-1]["alpha"] >= 0.5
         assert whole.blg.counts.tolist() == rows[-1]["counts"]
+
+
+def test_the_hit_rate_is_the_share_of_the_last_synthesis_that_got_its_class(monkeypatch):
+    made = distiller(flags(*TINY))
+    synthesize, asked = made.synthesizer.synthesize, []
+
+    def half_right(targets, *args):
+        asked.append(len(targets))
+        one = synthesize(targets, *args)
+        labels = torch.where(torch.arange(len(targets)) % 4 == 0, targets, (targets + 1) % CLASSES)
+        return replace(one, samples=replace(one.samples, labels=labels))
+
+    monkeypatch.setattr(made.synthesizer, "synthesize", half_right)
+    assert made.run_epoch(0)["hit_rate"] == 0.25
+    assert asked
+
+
+def test_the_loop_evicts_what_it_was_asked_to():
+    kept = {}
+    for evict in ("oldest", "balanced"):
+        made = distiller(flags(*TINY, "--no-iho", "--max_samples", 20, "--evict", evict))
+        for epoch in range(3):
+            made.run_epoch(epoch)
+        kept[evict] = made.repository.serials.tolist()
+        assert len(kept[evict]) == 20
+    newest = kept["oldest"]
+    assert newest == list(range(newest[0], newest[0] + 20))
+    assert kept["balanced"] != newest
+    assert kept["balanced"][-1] <= newest[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        ("--evict balanced", "--evict balanced has no effect without --max_samples"),
+        ("--method zskt --max_samples 5", "--max_samples has no effect: zskt keeps no samples"),
+        (
+            "--method zskt --store_samples --ema_generator 0.9",
+            "--ema_generator has no effect with --store_samples",
+        ),
+    ],
+)
+def test_options_of_the_repository_without_effect_are_named(words, warning):
+    _, warnings = resolve(build_parser().given(words.split()))
+    assert any(one.startswith(warning) for one in warnings)
 
 
 def test_methods_that_store_nothing_teach_from_fresh_samples_and_store_them_when_told():

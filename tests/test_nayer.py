@@ -62,6 +62,49 @@ def test_every_batch_has_noise_and_an_optimiser_of_its_own(rng, monkeypatch):
     assert synthesis.losses["total"] == pytest.approx(sum(lowest) / 2)
 
 
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2, 3] * 2, [0, 0, 0, 0, 1, 1, 2, 2], [0, 2] * 4, [3] * 8], ids=lambda one: str(one)
+)
+def test_no_two_images_of_a_batch_are_the_same(labels, rng):
+    made = synthesizer(rng)
+    synthesis = made.synthesize(torch.tensor(labels), 0.5)
+    assert len(synthesis.images.flatten(1).unique(dim=0)) == 8
+    # What is drawn in the next call does not depend on it.
+    assert len(made.generator.le1) >= 2
+    made.generator.resize(made.least_layers)
+    assert len(made.generator.le1) == 2
+
+
+def test_noise_has_no_bias_and_the_student_is_looked_at_in_eval_mode(rng, monkeypatch):
+    made, modes, biases = synthesizer(rng), [], []
+    loss = made._inversion_loss
+
+    def looked_at(*args):
+        modes.append(made.student.training)
+        biases.extend(layer.bias.abs().max().item() for layer in made.generator.le1)
+        return loss(*args)
+
+    made.student.train()
+    monkeypatch.setattr(made, "_inversion_loss", looked_at)
+    made.synthesize(made.targets(8, none_left), 0.5)
+    assert not any(modes)
+    assert made.student.training
+    assert biases[:2] == [0, 0]  # of the first step of a batch, before they have learned
+
+
+def test_the_classifier_is_the_last_layer_whichever_the_features_are_of(rng):
+    hidden = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, CLASSES),
+        nn.Linear(CLASSES, CLASSES),
+    )
+    context_of = context((hidden.requires_grad_(False), classifier(1)), rng)
+    made = create_synthesizer(context_of, flags(*NAYER, "--feature_layer", "3"))
+    assert torch.equal(made.table, hidden[4].weight)
+
+
 def test_the_generator_is_drawn_anew_after_so_many_calls_and_at_the_end_of_the_warmup(rng, monkeypatch):
     made, drawn = synthesizer(rng, "--warmup", 3), []
     monkeypatch.setattr(
@@ -118,8 +161,18 @@ def test_what_a_class_is_told_by(tmp_path):
     np.save(tmp_path / "few.npy", table[:2])
     np.save(tmp_path / "nan.npy", np.full((CLASSES, 2), np.nan))
     np.save(tmp_path / "flat.npy", table[0])
+    np.save(tmp_path / "large.npy", np.full((CLASSES, 2), 1e300))
+    np.save(tmp_path / "complex.npy", table.astype(complex))
     (tmp_path / "text.npy").write_text("no table")
-    for name in ("objects.npy", "few.npy", "nan.npy", "flat.npy", "text.npy", "gone.npy"):
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 no archive")
+    with open(tmp_path / "short.npy", "wb") as file:  # which promises terabytes
+        np.lib.format.write_array_header_1_0(
+            file, {"shape": (CLASSES, 10**11), "fortran_order": False, "descr": "<f8"}
+        )
+    np.save(tmp_path / "whole.npy", np.eye(CLASSES, dtype=np.int64))
+    assert torch.equal(label_embedding(str(tmp_path / "whole.npy"), layer, CLASSES), torch.eye(CLASSES))
+    bad = "objects few nan flat text gone large complex zip short"
+    for name in (f"{word}.npy" for word in bad.split()):
         with pytest.raises(UserError, match="--label_embedding"):
             label_embedding(str(tmp_path / name), layer, CLASSES)
 

@@ -102,7 +102,7 @@ known = [torch.full((2, 2), 1.0 + processes.rank), torch.tensor([4.0 * processes
 processes.average(known)
 assert known[0].eq(1.5).all() and known[1].eq(2.0).all()
 for method in METHODS:
-    also = dict(cmi=("--cr", "0"), fast=("--sampling", "priority")).get(method)
+    also = dict(cmi=("--cr", "0"), fast=("--sampling", "priority"), nayer=("--g_life", "1")).get(method)
     for more in ((), also) if also else ((),):
         made = distiller(flags("--method", method, *TINY, *more), processes)
         rows = [made.run_epoch(epoch) for epoch in range(2)]

@@ -45,11 +45,40 @@ def test_samples_are_drawn_by_what_was_noted_and_new_ones_by_the_highest(count, 
         known |= dict(zip(places.tolist(), seen.tolist(), strict=True))
     repository.remove(torch.tensor([0]))
     repository.add(stored(more))
-    highest = max(1.0, *known.values()) if known else 1.0
+    # What has been noted at all, of samples that have been seen again since, too.
+    highest = repository._highest.item() or 1.0
+    assert highest >= max(value for value in (*known.values(), 0) if value != 1.0)
     found = repository.priorities.tolist()
     assert found[: count - 1] == pytest.approx([known[place] for place in range(1, count)])
     assert all(one >= max(found[: count - 1]) for one in found[count - 1 :])
     assert all(one >= highest - 1e-6 for one in found[count - 1 :])
+
+
+def test_new_samples_begin_with_the_highest_that_was_noted_even_if_it_is_low():
+    repository = filled(2)
+    assert repository.priorities.tolist() == [1, 1]  # nothing is known
+    repository.prioritise(torch.tensor([0, 1]), torch.tensor([0.25, 0.5]))
+    repository.prioritise(torch.tensor([1]), torch.tensor([0.125]))
+    repository.add(stored(2))
+    assert repository.priorities.tolist() == [0.25, 0.125, 0.5, 0.5]
+
+
+def test_the_loss_is_weighed_and_beta_rises_from_the_warmup_on(monkeypatch):
+    made = distiller(flags(*PRIORITY, "--epochs", 4, "--warmup", 1))
+    progress, drawn = [], priority.draws
+    monkeypatch.setattr(priority, "draws", lambda *args: progress.append(args[-1]) or drawn(*args))
+    for epoch in range(4):
+        made.run_epoch(epoch)
+    assert (
+        progress == [0.0] * made.settings.rounds + [0.5] * made.settings.rounds + [1.0] * made.settings.rounds
+    )
+    inputs = made.augment.normalize(torch.rand(4, 3, 8, 8))
+    weights = torch.tensor([1.0, 0.5, 0.25, 0.0])
+    made.student.eval()
+    seen = []
+    weighed = made.kd.loss(inputs, None, lambda each: seen.append(each) or weights)
+    torch.testing.assert_close(weighed, (weights * seen[0]).mean())
+    assert not torch.allclose(weighed, made.kd.loss(inputs))
 
 
 def test_odds_are_the_priorities():
@@ -67,6 +96,7 @@ def test_divergences_that_are_not_finite_leave_odds_to_draw_by():
     for _, weigh in priority.draws(repository, 4, 3, torch.Generator(), 0.5):
         weigh(torch.tensor([float("nan"), float("inf"), 0.0, -1.0]))
     assert repository.priorities.isfinite().all()
+    assert repository.priorities.max() <= priority.MOST
     assert (repository.priorities > 0).all()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import samples
 
-from datafree.balance import least_valuable
+from datafree.balance import least_valuable, occurrences
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
@@ -42,9 +42,15 @@ def test_evicted_are_samples_of_full_classes_of_which_the_teacher_is_sure(held, 
     count = max(0, len(held) - most)
     labels, confidences = torch.tensor([label for label, _ in held]), torch.tensor([c / 8 for _, c in held])
     full = Counter(label for label, _ in held)
-    worth = [(1 - full[label] / most) * (1 - c / 8) ** 2 for label, c in held]
+    worth = [(max(0, 1 - full[label] / most) * (1 - c / 8) ** 2, -c) for label, c in held]
     expected = sorted(range(len(held)), key=worth.__getitem__)[:count]  # Python's sort is stable
     assert least_valuable(labels, confidences, count, 4, most).tolist() == sorted(expected)
+
+
+@given(st.lists(st.integers(0, 4), max_size=20))
+def test_occurrences_count_what_came_before(labels):
+    expected = [labels[:place].count(label) for place, label in enumerate(labels)]
+    assert occurrences(torch.tensor(labels, dtype=torch.long)).tolist() == expected
 
 
 counts = st.integers(1, 1000).flatmap(

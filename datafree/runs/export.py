@@ -165,7 +165,7 @@ def compare(shipped: Shipped, exported: Callable[[Tensor], Tensor], images: Tens
 
 
 @torch.no_grad()
-def milliseconds(network: nn.Module, images: Tensor, times: int = 20) -> float:
+def milliseconds(network: Callable[[Tensor], Tensor], images: Tensor, times: int = 20) -> float:
     """Median time of a forward pass, after some that are not counted."""
     for _ in range(3):
         network(images)

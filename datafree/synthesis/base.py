@@ -89,6 +89,7 @@ class Synthesizer(ABC):
     """
 
     calls: int = 0
+    asks_for_classes = True  # whether the images are to be of the labels given to `synthesize`
     settings: Settings
 
     def __init__(self, context: Context, bn_mmt: float = 0.0):

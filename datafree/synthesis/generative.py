@@ -65,6 +65,7 @@ class GenerativeSynthesizer(Synthesizer):
         method = METHODS[settings.method]
         self.generator = generator or context.make_generator(method)
         self.settings, self.divergence = settings, method.divergence
+        self.asks_for_classes = settings.blg  # or else each image is to be of the class it is taken for
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
         self.follower = copy.deepcopy(self.generator) if settings.ema_generator else None
 

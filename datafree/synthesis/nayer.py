@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datafree.balance import occurrences
 from datafree.errors import UserError
 from datafree.models.generator import LabelGenerator
+from datafree.networks.penultimate import PenultimateFeatures
 from datafree.samples import Samples
 from datafree.settings import Settings
 from datafree.synthesis.base import (
@@ -50,13 +52,15 @@ class NayerSynthesizer(Synthesizer):
     def __init__(self, context: Context, settings: Settings, generator: LabelGenerator | None = None):
         super().__init__(context, settings.bn_mmt)
         self.settings = s = settings
-        table = label_embedding(s.label_embedding, self.features.layer, self.num_classes)
+        features = PenultimateFeatures(self.teacher) if s.feature_layer else self.features
+        table = label_embedding(s.label_embedding, features.layer, self.num_classes)
         self.table = table.to(self.rng.device)
         self.items = s.synthesis_batch_size // context.processes.world_size
         self.loops, self.warmup_calls = (s.g_loops, s.gwp_loops), s.warmup * s.rounds
         channels, _, img_size = context.image_shape
         classes, dim = self.table.shape
         made = generator or LabelGenerator(dim, classes, self.items, img_size=img_size, channels=channels)
+        self.least_layers = len(made.le1)
         self.generator = made.to(self.rng.device).to(memory_format=torch.channels_last)
 
     def targets(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
@@ -78,6 +82,7 @@ class NayerSynthesizer(Synthesizer):
         in_warmup = self.calls < self.warmup_calls
         calls = self.calls if in_warmup else self.calls - self.warmup_calls
         if self.calls and calls % self.settings.g_life == 0:
+            self.generator.resize(self.least_layers)  # so that as much is drawn whatever has gone before
             draw_as_torch(self.generator, self.rng)
             self.processes.follow_first(list(self._lasting().values()))
         self.calls += 1
@@ -92,6 +97,8 @@ class NayerSynthesizer(Synthesizer):
 
     def _batch(self, targets: Tensor, alpha: float, adversarial: bool, on_step: OnStep) -> Synthesis:
         s, generator = self.settings, self.generator.train()
+        layers = occurrences(targets)
+        generator.resize(max(self.least_layers, int(layers.max()) + 1))
         self._draw_noise()
         lasting = [value for value in self._lasting().values() if value.requires_grad]
         optimizer = torch.optim.Adam(generator.parameters(), s.lr_g, betas=ADAM_BETAS)
@@ -99,7 +106,7 @@ class NayerSynthesizer(Synthesizer):
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
-                    images = at_least_single(generator(self.table[targets]))
+                    images = at_least_single(generator(self.table[targets], layers))
                 total, terms = self._inversion_loss(images, targets, alpha, adversarial)
                 trace.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
@@ -168,15 +175,22 @@ def label_embedding(given: str, classifier: nn.Module, num_classes: int) -> Tens
             )
         return weight.detach().clone().float()
     try:
-        table = np.load(given, allow_pickle=False)
-        fits = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind == "f"
-    except (OSError, ValueError, EOFError) as error:
+        table = np.load(given, mmap_mode="r", allow_pickle=False)  # sees that all is there before it is read
+        is_table = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind in "fiu"
+    except Exception as error:  # a stranger's file has many ways to be none
         raise UserError(
             f"--label_embedding {given}: {error}; use onehot, classifier or a .npy file"
         ) from error
-    if not fits or len(table) != num_classes or not table.shape[1] or not np.isfinite(table).all():
-        shape = getattr(table, "shape", "no table")
+    if not is_table or len(table) != num_classes or not table.shape[1]:
+        found = f"{table.dtype} of shape {table.shape}" if isinstance(table, np.ndarray) else "several tables"
         raise UserError(
-            f"--label_embedding {given}: it has {shape}; {num_classes} rows of finite numbers are needed"
+            f"--label_embedding {given}: it holds {found}; a row of numbers for each of {num_classes} "
+            "classes is needed"
         )
-    return torch.from_numpy(table.astype(np.float32))
+    with np.errstate(over="ignore"):
+        numbers = torch.from_numpy(table.astype(np.float32))
+    if not numbers.isfinite().all():
+        raise UserError(
+            f"--label_embedding {given}: it holds numbers that are not finite in single precision"
+        )
+    return numbers
