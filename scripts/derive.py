@@ -12,13 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datafree.kinds import Setting, settings_of
 from datafree.methods import METHODS, published_settings
-from datafree.settings import FIELDS, KDSettings, Settings, TrainSettings
+from datafree.settings import FIELDS, KDSettings, QuantizeSettings, Settings, TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {
     "bsr_main.py": ("bsr", Settings, "distil a student without data"),
     "train_scratch.py": ("bsr-train", TrainSettings, "train a classifier on real images"),
     "vanilla_kd.py": ("bsr-kd", KDSettings, "knowledge distillation with real images"),
+    "scripts/quantize.py": ("bsr-quantize", QuantizeSettings, "int8 without data"),
 }
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.kinds import choice
+from datafree.kinds import COUNT, choice
 from datafree.settings import NETWORK
 
 FORMATS = {"onnx": "student.onnx", "torch_export": "student.pt2", "safetensors": "student.safetensors"}
+LEAST_OPSET, CALIBRATION = 18, 512
 
 
 def build_parser() -> cli.Parser:
@@ -21,6 +22,17 @@ def build_parser() -> cli.Parser:
         type=cli.argument(choice("format", tuple(FORMATS))),
         default="onnx",
         help=f"one of {', '.join(FORMATS)}",
+    )
+    count = cli.argument(COUNT)
+    parser.add_argument("--opset", type=count, help="of ONNX, 18 or more (default: PyTorch's choice)")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write student_int8.onnx, calibrated on stored samples"
+    )
+    parser.add_argument(
+        "--calibration", type=count, help="number of samples that --int8 calibrates on (default: 512)"
+    )
+    parser.add_argument(
+        "--data_root", help="folder with the test data that judge --int8 (default: the run's)"
     )
     parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/export)")
     network = cli.argument(NETWORK)
@@ -40,11 +52,18 @@ def build_parser() -> cli.Parser:
 
 def run() -> None:
     args = build_parser().parse_args()
+    if args.format != "onnx" and (args.int8 or args.opset):
+        raise UserError(f"--int8 and --opset are of --format onnx, not {args.format}: leave one of them out")
+    if args.calibration and not args.int8:
+        raise UserError("--calibration has no effect without --int8: add it")
+    if args.opset and args.opset < LEAST_OPSET:
+        raise UserError(f"--opset {args.opset}: PyTorch writes {LEAST_OPSET} and later: give one of these")
 
     # Only now, so that --help and mistakes in flags answer at once.
     from datafree.results.model_card import model_card
-    from datafree.runs.export import compare, export, images_to_compare_on, load, shipped_student
+    from datafree.runs.export import compare, export, images_to_compare_on, load, loadable, shipped_student
     from datafree.runs.files import EXPORT, EXPORT_BEST
+    from datafree.runs.quantization import quantize_student
     from datafree.runs.read import read_run
     from datafree.runs.stored import as_student_tells
 
@@ -67,11 +86,24 @@ def run() -> None:
     }
     temporary = file.with_name("." + file.name)
     try:
-        export(shipped, images["random"][:2], temporary, args.format, metadata)
+        export(shipped, images["random"][:2], temporary, args.format, metadata, args.opset)
         exported = load(temporary, args.format, lambda: shipped_student(finished, args.student, args.best))
         compared = {name: compare(shipped, exported, batch) for name, batch in images.items()}
         card = folder / f"model_card_{args.format}.md"
         text = model_card(finished, shipped, file.name, compared, args.teacher, args.best)
+        beside: dict[str, bytes] = {}
+        if args.int8:
+            quantized, judged_on = quantize_student(
+                finished, shipped, temporary.read_bytes(), args.calibration or CALIBRATION, args.data_root
+            )
+            beside["student_int8.onnx"] = quantized.file
+            text += f"\n## In int8: `student_int8.onnx`\n\n{quantized.report(judged_on)}\n"
+        if args.format == "safetensors":
+            beside, told = loadable(finished, args.best)
+            text += told
+        for name, content in beside.items():
+            (folder / f".{name}").write_bytes(content)
+            (folder / f".{name}").replace(folder / name)
         temporary.replace(file)
         card.write_text(text, encoding="utf-8", errors="backslashreplace")
     finally:
@@ -81,7 +113,17 @@ def run() -> None:
             f"{len(images[name])} {name} images: the same class for {100 * same:.1f} %, "
             f"logits within {difference:.1e} of the largest"
         )
-    print(f"{file} ({file.stat().st_size / 1e6:.2f} MB), {card}")
+    if args.int8:
+        print(quantized.report(judged_on))
+    print(
+        ", ".join(
+            [
+                f"{file} ({file.stat().st_size / 1e6:.2f} MB)",
+                *(str(folder / name) for name in beside),
+                str(card),
+            ]
+        )
+    )
 
 
 def main() -> None:

@@ -11,6 +11,16 @@ from torch import Tensor, nn
 
 from datafree.torch_utils.processes import ALONE, Processes
 
+_REMEDY = (
+    "synthesis goes by them and goes astray; run training images through the teacher in train mode and save "
+    "it again, or take a method without them (zskt, dfad)"
+)
+UNTOUCHED = (
+    "the teacher's BatchNorm layers have mean 0 and variance 1 throughout, as before any training or after "
+    f"folding: {_REMEDY}"
+)
+UNLIKE = f"the teacher's BatchNorm statistics are not those of its weights (folded, averaged?): {_REMEDY}"
+
 
 class _Moments(torch.autograd.Function):
     """A layer's input (N, C, H, W) as it is, and its mean and biased variance by channel, (C,), at least in
@@ -37,6 +47,13 @@ class _Moments(torch.autograd.Function):
         constant = share * from_mean - slope * mean
         gradient = torch.addcmul(constant[:, None, None], inputs, slope[:, None, None])
         return gradient.to(from_above.dtype).add_(from_above)
+
+
+def _stored(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and variance, (C,)."""
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
 
 
 class BNStatistics:
@@ -92,13 +109,31 @@ class BNStatistics:
                 mean_average, variance_average = self._average[index]
                 mean = (1 - m) * mean + m * mean_average
                 variance = (1 - m) * variance + m * variance_average
-            assert layer.running_var is not None
-            assert layer.running_mean is not None
-            terms.append(torch.linalg.vector_norm(layer.running_var - variance))
-            terms.append(torch.linalg.vector_norm(layer.running_mean - mean))
+            stored_mean, stored_variance = _stored(layer)
+            terms.append(torch.linalg.vector_norm(stored_variance - variance))
+            terms.append(torch.linalg.vector_norm(stored_mean - mean))
         if not terms:
             return torch.zeros(())
         return torch.stack(terms).sum()
+
+    def mismatch(self) -> float:
+        """How unlike those stored the statistics of the last forward pass captured are, about 0.1 for images
+        that fit: the shift of the mean in stored standard deviations, or the power of ten by which the
+        variance is off, whichever is more; medians over the channels of a layer, and then over the layers."""
+        shifts, powers = [], []
+        for index, layer in enumerate(self.layers):
+            mean, variance = (value.detach() for value in self._batch[index])
+            stored = _stored(layer)
+            width = stored[1] + layer.eps
+            shifts.append(((mean - stored[0]).abs() / width.sqrt()).median())
+            powers.append(((variance + layer.eps) / width).log10().abs().median())
+        return max(torch.stack(values).median().item() for values in (shifts, powers))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether all layers have the statistics that they were made with: mean 0 and variance 1."""
+        stored = [_stored(layer) for layer in self.layers]
+        return bool(stored) and all(not mean.any() and (variance == 1).all() for mean, variance in stored)
 
     def update_averages(self, processes: Processes = ALONE) -> None:
         """Take the last batch captured (of several processes, the mean of their statistics) into the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from datafree.torch_utils.budget import budget
 # are replaced, and initial values that are worked out.
 SPARE_BYTES, SPARE_OPERATIONS = 64 << 20, 5_000
 LONGEST = 10_000  # characters, of arguments
+# An exported folder: the weights, what tells how they are used, and the file of a network of a user's own.
+WEIGHTS, EXPORT_CONFIG, SOURCE = "student.safetensors", "config.json", "network.py"
+TOLD = ("arch", "arch_args", "classes", "img_size", "mean", "std", "flip", "dataset")
 
 
 def require_storable(network: nn.Module, flag: str) -> None:
@@ -52,10 +56,11 @@ def describe(
 
 
 def load_student(path: str | Path, source: str | NetworkName | None = None) -> nn.Module:
-    """The student in a `student.pth`, in eval mode on the CPU.
+    """The student in a `student.pth`, or in a folder that `export.py --format safetensors` has written, in
+    eval mode on the CPU. It takes normalised images.
 
     Args:
-        path: the checkpoint, which holds what is needed.
+        path: the checkpoint or the folder, which hold what is needed.
         source: `file.py:factory` of a student that is made by a file. The one that the checkpoint names is
             not run unasked; it has the file's text as `arch_source`.
 
@@ -64,7 +69,27 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
             it describes is larger than its weights.
     """
     path = Path(path)
-    return rebuild(checkpoint.read(path), path, source)
+    return rebuild(_exported(path) if path.is_dir() else checkpoint.read(path), path, source)
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """What a `student.pth` would hold."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors import torch as safetensors
+    except ImportError as error:
+        raise UserError(
+            "an exported folder needs a package that is missing: pip install safetensors"
+        ) from error
+    try:
+        told = json.loads((folder / EXPORT_CONFIG).read_text(encoding="utf-8"))
+        state = safetensors.load((folder / WEIGHTS).read_bytes())
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no exported student ({error!s:.200})") from error
+    if not isinstance(told, dict):
+        raise UserError(f"{folder / EXPORT_CONFIG} is not as it was written")
+    own = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
+    return {**told, "state_dict": own}
 
 
 def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -> nn.Module:

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
+from datafree.networks.portable import EXPORT_CONFIG, SOURCE, TOLD
+from datafree.runs.files import STUDENT, STUDENT_BEST
 from datafree.runs.read import Run
 from datafree.runs.stored import NoSamples, read_samples, student_of
+from datafree.torch_utils import checkpoint
 
 TOLERANCE = 1e-3  # of the largest logit, between PyTorch and an exported student
 # Of each kind, on which both are compared: so many, or fewer where they would take more bytes than this.
@@ -76,7 +79,14 @@ def images_to_compare_on(run: Run) -> dict[str, Tensor]:
     return {"random": torch.rand(count, channels, size, size, generator=rng), **made}
 
 
-def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: dict[str, Any]) -> None:
+def export(
+    shipped: Shipped,
+    example: Tensor,
+    file: Path,
+    kind: str,
+    metadata: dict[str, Any],
+    opset: int | None = None,
+) -> None:
     """Write a student for any batch size.
 
     Args:
@@ -85,6 +95,7 @@ def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: d
         file: to write.
         kind: "onnx", "torch_export" or "safetensors".
         metadata: plain data to go along, where the format has a place for it.
+        opset: of ONNX; None for PyTorch's own choice.
 
     Raises:
         UserError: a package is missing, or the student cannot be exported so.
@@ -104,6 +115,7 @@ def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: d
             torch.export.save(torch.export.export(shipped, (example,), dynamic_shapes=(batch,)), buffer)
             file.write_bytes(buffer.getvalue())
         else:
+            import onnx
             import onnxruntime  # noqa: F401 (with which the file is checked)
 
             torch.onnx.export(
@@ -115,15 +127,36 @@ def export(shipped: Shipped, example: Tensor, file: Path, kind: str, metadata: d
                 dynamic_shapes=(batch,),
                 dynamo=True,
                 external_data=False,
+                opset_version=opset,
                 verbose=False,
             )
+            if opset and onnx.load(file).opset_import[0].version != opset:
+                raise ValueError(f"PyTorch does not write opset {opset}: leave out --opset, or give another")
     except ImportError as error:
         needed = {"onnx": "onnx onnxscript onnxruntime"}.get(kind, kind)
         raise UserError(f"--format {kind} needs packages that are missing: pip install {needed}") from error
     except Exception as error:  # the exporters raise many kinds for what they do not support
         reason = next(iter(str(error).strip().splitlines()), "")
         kind_of = type(error).__name__
-        raise UserError(f"the student cannot be exported as {kind}: {kind_of}: {reason}") from error
+        raise UserError(f"the network cannot be exported as {kind}: {kind_of}: {reason}") from error
+
+
+def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
+    """What goes beside `student.safetensors`, so that `networks.portable.load_student` reads the folder:
+    files by name, and what the card says of them. A network of the user's own has its file among them."""
+    content = checkpoint.read(run.path / (STUDENT_BEST if best else STUDENT))
+    told = {name: value for name, value in content.items() if name in TOLD}
+    files, text = {}, "\n`datafree.load_student(folder)` reads the student from this folder.\n"
+    if content.get("arch_source"):
+        files[SOURCE] = content["arch_source"].encode()
+        factory = NetworkName.parse(content["arch"]).target
+        call = f'datafree.load_student(folder, source="folder/{SOURCE}:{factory}")'
+        text = (
+            f"\n`{call}` reads the student from this folder. `{SOURCE}` is the user's own file, as it was in "
+            "training: read it before you run it.\n"
+        )
+    files[EXPORT_CONFIG] = json.dumps(told, indent=2).encode()
+    return files, text
 
 
 def load(file: Path, kind: str, fresh: Callable[[], Shipped]) -> Callable[[Tensor], Tensor]:

@@ -94,7 +94,12 @@ class EpochWriter:
 
 
 def run_epochs(
-    trained: Epochs, first_epoch: int, epochs: int, writer: EpochWriter | None, named: str | None
+    trained: Epochs,
+    first_epoch: int,
+    epochs: int,
+    writer: EpochWriter | None,
+    named: str | None,
+    after: Callable[[int], Any] = lambda epoch: None,
 ) -> None:
     """All epochs from `first_epoch` on. If they are stopped, the state after the last whole epoch is saved.
 
@@ -104,6 +109,7 @@ def run_epochs(
         epochs: of the run.
         writer: of the first process; None in the others.
         named: the checkpoint that the run was continued from, if one was named.
+        after: called by the first process after each epoch.
 
     Raises:
         Stopped: by a signal; the text, which the first process has, says how to continue.
@@ -124,6 +130,7 @@ def run_epochs(
                 state = trained.state_dict()  # to which every process contributes
                 if writer:
                     writer.write(row, state)
+                    after(epoch)
                 received = interrupts.received if epoch + 1 < epochs else None
                 received = processes.first_says(received)
                 if received is not None:

@@ -21,6 +21,7 @@ from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
 from datafree.networks.names import parse_arguments
 from datafree.networks.portable import require_storable
+from datafree.networks.pruned import keep_zeros, zeros_of
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
 from datafree.runs.files import STUDENT
 from datafree.runs.folder import RunFolder, require_tensorboard
@@ -31,6 +32,7 @@ from datafree.torch_utils import checkpoint
 from datafree.torch_utils.device import choose_device
 from datafree.torch_utils.precision import found_precision, set_kernels
 from datafree.torch_utils.processes import Processes
+from datafree.torch_utils.state import fingerprint
 
 
 class Session:
@@ -63,14 +65,20 @@ class Session:
             self.facts = self.teacher.data
         torch.manual_seed(s.seed)
         arguments = parse_arguments(s.student_args, "--student_args")
-        if s.evaluate_only:
-            arguments = {**arguments_of(s.student, self._student_state()), **arguments}
+        if s.evaluate_only or s.student_ckpt:
+            state = self._student_state() if s.evaluate_only else self.start
+            arguments = {**arguments_of(s.student, state), **arguments}
         student = build(
             s.student, "--student", self.facts.num_classes, self.facts.channels, arguments, s.pretrained
         )
         self.student = student.to(self.device)
         self.student_source = source_of(s.student)
+        self.student_start: str | None = None  # a digest of the weights that it is given
+        if s.student_ckpt and not s.evaluate_only:
+            self._start_student()
         self._introduce()
+        if s.keep_zeros:
+            keep_zeros(self.student)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -78,6 +86,26 @@ class Session:
         for warning in teacher.warnings:
             self.warn(warning)
         return teacher
+
+    @cached_property
+    def start(self) -> dict[str, torch.Tensor]:
+        """The weights that the student starts from, where they are given."""
+        file = Path(str(self.settings.student_ckpt))
+        return checkpoint.state_dict_of(checkpoint.read(file), file)
+
+    def _start_student(self) -> None:
+        """Give the student its first weights.
+
+        Raises:
+            UserError: they are of another network.
+        """
+        file = Path(str(self.settings.student_ckpt))
+        name = f"{self.settings.student} with {self.facts.num_classes} classes"
+        checkpoint.load_network(self.student, self.start, file, name)
+        self.student_start = fingerprint(self.student)
+        zeros, count = zeros_of(self.student)
+        kept = ", and stay so" if self.settings.keep_zeros else ""
+        self.say(f"student from {file}: {100 * zeros / max(1, count):.1f} % of its weights are zero{kept}")
 
     def _introduce(self) -> None:
         """See that the student takes such images and knows the same classes, and say what both networks are.

@@ -1,0 +1,300 @@
+"""Static int8 quantisation of ONNX files with ONNX Runtime: weights by channel, activations by the ranges
+that calibration images show (QDQ format)."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from datafree.data.pixels import to_float
+from datafree.errors import UserError
+from datafree.runs.export import milliseconds
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that int8 pays for
+BATCH = 32
+RANKED_ON = 16  # images by which layers are ranked
+NAMED = 5  # layers that lose most
+NEEDED = "onnx onnxscript onnxruntime"
+
+
+class Judged(NamedTuple):
+    """How a network in a file does."""
+
+    name: str
+    agreement: float  # percent of the images to which it gives the float network's class
+    accuracy: float | None  # percent of labelled images that are right
+    megabytes: float
+    milliseconds: float  # for an image, in batches of `BATCH`
+
+
+def quantize(
+    model: bytes, images: Tensor, keep_float: Collection[str] = (), only: Collection[str] | None = None
+) -> bytes:
+    """An ONNX file of a network in int8.
+
+    Args:
+        model: an ONNX file whose input is `image` and whose output is `logits`.
+        images: float32 (N, C, H, W) in [0, 1], whose activations give the ranges (their least and greatest).
+        keep_float: names of layers, see `layers`, that stay in float.
+        only: names of the layers that alone are quantised; None for all.
+
+    Raises:
+        UserError: a package is missing, or nothing of the network can be quantised.
+    """
+    with _needed():
+        import onnx
+        from onnxruntime import quantization
+    parsed = onnx.load_from_string(model)
+    nodes = layers(parsed)
+    if not nodes:
+        raise UserError(
+            "int8: the network has no convolution and no matrix with constant weights to be quantised"
+        )
+    chosen = {node.name for name, node in nodes.items() if only is not None and name in only}
+    kept = {node.name for name, node in nodes.items() if name in keep_float}
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        file = Path(folder, "int8.onnx")
+        try:
+            quantization.quantize_static(
+                parsed,
+                file,
+                _Batches(images),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=sorted(chosen) or None,
+                nodes_to_exclude=sorted(kept) or None,
+            )
+        except Exception as error:  # it raises many kinds for operators and shapes that it does not know
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise UserError(
+                f"the network cannot be quantised to int8: {type(error).__name__}: {reason:.200}"
+            ) from error
+        return file.read_bytes()
+
+
+def layers(model: ModelProto) -> dict[str, NodeProto]:
+    """The layers with constant weights that can be quantised, in the order of the file, by the names that
+    they have in PyTorch."""
+    weights = {value.name for value in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        constant = [name for name in node.input if name in weights]
+        if node.op_type in WITH_WEIGHTS and constant:
+            # Without the wrapper, see `runs.export.Shipped`; a matrix may have lost its name by being turned.
+            name = constant[0].removeprefix("student.").removesuffix(".weight")
+            found[name if name not in found else node.name] = node
+    return found
+
+
+def count_layers(model: bytes) -> int:
+    """How many layers of an ONNX file can be quantised."""
+    with _needed():
+        import onnx
+    return len(layers(onnx.load_from_string(model)))
+
+
+class OnnxNetwork:
+    """A network in an ONNX file, run by ONNX Runtime with as many threads as torch has.
+
+    Args:
+        model: the file's content.
+
+    Raises:
+        UserError: the package is missing.
+    """
+
+    def __init__(self, model: bytes):
+        with _needed():
+            import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images, float32 (N, C, H, W) in [0, 1]."""
+        return torch.from_numpy(self._session.run(None, {"image": images.numpy()})[0])
+
+    def classes(self, images: Iterable[Tensor]) -> Tensor:
+        """The class that it gives each image, int64; `images` are batches, uint8 (n, C, H, W)."""
+        return torch.cat([self(to_float(batch)).argmax(1) for batch in images])
+
+
+def damage(
+    model: bytes, images: Tensor, on_layer: Callable[[str], Any] = lambda name: None
+) -> dict[str, float]:
+    """What each layer costs that alone is in int8: the mean square by which the logits differ, relative to
+    their variance; the costliest first.
+
+    Args:
+        model: an ONNX file.
+        images: float32 (N, C, H, W) in [0, 1], of which the first few are calibrated and compared with.
+        on_layer: is told of each layer that is done.
+    """
+    with _needed():
+        import onnx
+    few = images[:RANKED_ON]
+    ours, found = OnnxNetwork(model)(few), {}
+    for name in layers(onnx.load_from_string(model)):
+        theirs = OnnxNetwork(quantize(model, few, only=(name,)))(few)
+        found[name] = ((ours - theirs).square().mean() / ours.var().clamp_min(1e-12)).item()
+        on_layer(name)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def judge(
+    name: str,
+    model: bytes,
+    reference: Tensor,
+    images: Callable[[], Iterable[Tensor]],
+    labels: Tensor | None = None,
+    network: Callable[[Tensor], Tensor] | None = None,
+) -> Judged:
+    """How a file does beside the float network.
+
+    Args:
+        name: what it is called in a table.
+        model: an ONNX file.
+        reference: the classes that the float network gives the images, int64 (N,).
+        images: makes batches of them, uint8 (n, C, H, W).
+        labels: int64 (N,) of real images; None for others.
+        network: what is judged in the file's place, images to logits.
+    """
+    network = network or OnnxNetwork(model)
+    with torch.no_grad():
+        chosen = torch.cat([network(to_float(batch)).argmax(1) for batch in images()])
+    batch = to_float(next(iter(images())))[:BATCH]
+    return Judged(
+        name,
+        100 * (chosen == reference).double().mean().item(),
+        None if labels is None else 100 * (chosen == labels).double().mean().item(),
+        len(model) / 1e6,
+        milliseconds(network, batch) / len(batch),
+    )
+
+
+def table(rows: Sequence[Judged], judged_on: str) -> str:
+    """Files that were judged, as a Markdown table."""
+    accurate = any(row.accuracy is not None for row in rows)
+    head = ["", f"same class as float on {judged_on}", *["accuracy"] * accurate, "MB", "ms an image"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        accuracy = [] if row.accuracy is None else [f"{row.accuracy:.2f} %"]
+        lines.append(
+            [row.name, f"{row.agreement:.2f} %", *accuracy, f"{row.megabytes:.2f}", f"{row.milliseconds:.2f}"]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+class Quantized(NamedTuple):
+    """A network in int8, and what it costs."""
+
+    file: bytes
+    rows: list[Judged]  # the float network, this one, and others that were calibrated on other images
+    damage: dict[str, float]  # see `damage`
+    kept: tuple[str, ...]  # layers that have stayed in float
+
+    def report(self, judged_on: str) -> str:
+        """The comparison as Markdown."""
+        worst = ", ".join(f"{name} ({100 * lost:.2g} %)" for name, lost in list(self.damage.items())[:NAMED])
+        kept = f"Left in float: {', '.join(self.kept)}." if self.kept else "All layers are in int8."
+        return (
+            f"{table(self.rows, judged_on)}\n\n{kept} Layers that lose most, alone in int8 (mean square "
+            f"error of the logits, of their variance): {worst}."
+        )
+
+
+def quantize_and_judge(
+    model: bytes,
+    images: Tensor,
+    judged: Callable[[], Iterable[Tensor]],
+    labels: Tensor | None = None,
+    keep_float: int = 0,
+    real: Tensor | None = None,
+    on_layer: Callable[[str], Any] = lambda name: None,
+) -> Quantized:
+    """A network in int8, beside one that is calibrated on random images.
+
+    Args:
+        model: an ONNX file.
+        images: uint8 (N, C, H, W) to calibrate on, synthesised.
+        judged: makes batches of the images to judge on, uint8 (n, C, H, W).
+        labels: int64 of these, where they are real.
+        keep_float: number of layers to leave in float, those that lose most.
+        real: real images to calibrate on as well, for comparison.
+        on_layer: see `damage`.
+    """
+    inputs = to_float(images)
+    lost = damage(model, inputs, on_layer)
+    kept = tuple(lost)[:keep_float]
+    noise = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0))
+    files = {
+        "float": model,
+        f"int8, calibrated on {len(images)} synthesised images": quantize(model, inputs, kept),
+        f"int8, calibrated on {len(images)} random images": quantize(model, noise, kept),
+    }
+    if real is not None:
+        files[f"int8, calibrated on {len(real)} real images"] = quantize(model, to_float(real), kept)
+    reference = OnnxNetwork(model).classes(judged())
+    rows = [judge(name, file, reference, judged, labels) for name, file in files.items()]
+    return Quantized(list(files.values())[1], rows, lost, kept)
+
+
+def balanced(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Indices of `count` samples, or all where there are fewer, as even over the classes as they come: in
+    turn one of each class at random.
+
+    Args:
+        labels: int64 (N,).
+        count: how many are wanted.
+        rng: on the CPU.
+    """
+    order = torch.randperm(len(labels), generator=rng)
+    turns = torch.zeros_like(order)
+    for label in labels.unique():
+        own = labels[order] == label
+        turns[own] = torch.arange(int(own.sum()))
+    # Within a turn at random, so that a last, incomplete one favours no class.
+    return order[turns.argsort(stable=True)][:count]
+
+
+class _Batches:
+    """Images as ONNX Runtime asks for them; it is a `CalibrationDataReader` by its methods."""
+
+    def __init__(self, images: Tensor):
+        self._parts = iter(images.split(BATCH))
+
+    def get_next(self) -> dict[str, Any] | None:
+        part = next(self._parts, None)
+        return None if part is None else {"image": part.numpy()}
+
+
+@contextmanager
+def _needed() -> Iterator[None]:
+    """A package that is missing becomes one line."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"int8 needs packages that are missing: pip install {NEEDED}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without ONNX Runtime's advice in the log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,211 @@
+"""int8 for any network without distilling: images are made to calibrate with, and it is quantised."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from termcolor import colored
+from torch import Tensor
+from tqdm import tqdm
+
+from datafree import int8
+from datafree.calibration import make_images
+from datafree.data.image_folders import load_labelled
+from datafree.data.image_set import ImageSet
+from datafree.data.load import load_split
+from datafree.data.pixels import to_float
+from datafree.errors import UserError
+from datafree.networks.bn_statistics import UNTOUCHED, BNStatistics
+from datafree.networks.examine import NO_STATISTICS
+from datafree.networks.teacher import Teacher, prepare_teacher
+from datafree.runs.export import Shipped, export
+from datafree.runs.read import Run
+from datafree.runs.stored import read_samples
+from datafree.settings import QuantizeSettings, Settings
+from datafree.torch_utils.device import choose_device
+from datafree.torch_utils.precision import found_precision
+
+MOST_JUDGED = 2_000  # samples, where there are no test images
+FLOAT, INT8, CARD = FILES = "float.onnx", "int8.onnx", "int8.md"
+
+
+def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) -> None:
+    """Write a network as ONNX in float and in int8, and a card that compares them.
+
+    Args:
+        own: what to quantise and how.
+        settings: by which images are made, see `resolve_quantization`.
+        weigh_bn: see `make_images`.
+
+    Raises:
+        UserError: the network or the images to judge on cannot be had, the network cannot be exported or
+            quantised, or the files are there already.
+    """
+    folder = Path(own.output or f"run/int8-{own.dataset}-{own.teacher.stem}")
+    for file in (folder / name for name in FILES):
+        if file.exists() and not own.overwrite:
+            raise UserError(f"{file} is there already: add --overwrite, or name another --output")
+    device = choose_device(own.device, own.gpu)
+    settings = replace(settings, amp=found_precision(settings.amp, device))
+    teacher = prepare_teacher(settings, device)
+    print(f"{own.teacher}: {teacher.found}")
+    doubts = [] if teacher.found.bn_layers else [NO_STATISTICS]
+    doubts += [UNTOUCHED] if BNStatistics(teacher.network).untouched else []
+    for warning in (*teacher.warnings, *doubts):
+        print(colored(f"warning: {warning}", "yellow"))
+    real = _real_images(own, teacher)
+    images, hit_rate = _make_images(own, settings, teacher, device, weigh_bn)
+    print(f"{len(images)} images, {100 * hit_rate:.0f} % of the class asked for")
+    model = _as_onnx(Shipped(teacher.network.cpu(), teacher.data.mean, teacher.data.std).eval(), images)
+
+    def judged() -> Iterator[Tensor]:
+        if real is None:
+            yield from images.split(int8.BATCH)
+        else:
+            yield from (batch for batch, _ in real.batches(int8.BATCH))
+
+    compared = None
+    if real and own.real_calibration:
+        rng = torch.Generator().manual_seed(own.seed)
+        compared = real.read(int8.balanced(real.labels, own.real_calibration, rng))
+    with tqdm(desc="layers", total=int8.count_layers(model), unit="layer") as bar:
+        quantized = int8.quantize_and_judge(
+            model,
+            images,
+            judged,
+            real.labels if real else None,
+            own.keep_float,
+            compared,
+            lambda _: bar.update(),
+        )
+    report = quantized.report(f"{len(real):,} real images" if real else f"these {len(images):,} images")
+    card = _card(own, settings, teacher, report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in zip(FILES, (model, quantized.file, card.encode()), strict=True):
+            temporary = folder / f".{name}"
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}): name another --output") from error
+    print(f"{report}\n\n{folder / INT8}, {folder / FLOAT}, {folder / CARD}")
+
+
+def quantize_student(
+    run: Run, shipped: Shipped, model: bytes, count: int, data_root: str | None = None
+) -> tuple[int8.Quantized, str]:
+    """The student of a run in int8, calibrated on its samples; and what it was judged on: the run's test
+    images where they are there, else samples that it was not calibrated on.
+
+    Args:
+        run: has left samples.
+        shipped: its student.
+        model: the student as ONNX.
+        count: samples to calibrate on, or fewer where there are fewer.
+        data_root: where the test images are, if not where the run had them.
+
+    Raises:
+        NoSamples: the run has left none.
+        UserError: the student cannot be quantised.
+    """
+    samples, rng = read_samples(run), torch.Generator().manual_seed(0)
+    kept = samples.kept.nonzero().squeeze(1)
+    order = kept[int8.balanced(samples.labels[kept], len(kept), rng)]
+    chosen, others = order[:count], order[count:][:MOST_JUDGED]
+    others = others if len(others) else chosen
+    real = None
+    try:
+        real = _test_images(run, data_root)
+        judged_on = f"{len(real):,} test images"
+    except UserError as error:
+        judged_on = "these samples" if others is chosen else f"{len(others):,} other samples"
+        print(f"--int8 is judged on samples alone: {error}")
+
+    def judged() -> Iterator[Tensor]:
+        if real is None:
+            yield from (samples.images(rows) for rows in others.split(int8.BATCH))
+        else:
+            yield from (batch for batch, _ in real.batches(int8.BATCH))
+
+    labels = real.labels if real else None
+    with tqdm(desc="layers", total=int8.count_layers(model), unit="layer") as bar:
+        quantized = int8.quantize_and_judge(
+            model, samples.images(chosen), judged, labels, on_layer=lambda _: bar.update()
+        )
+    reference = int8.OnnxNetwork(model).classes(judged())
+    quantized.rows.insert(1, int8.judge("float, PyTorch", model, reference, judged, labels, shipped))
+    return quantized, judged_on
+
+
+def _test_images(run: Run, data_root: str | None) -> ImageSet:
+    """Raises:
+    UserError: there are none.
+    """
+    config = run.config
+    size, classes = config["img_size"], len(config["classes"])
+    if config.get("eval_folder"):
+        images = load_labelled(Path(config["eval_folder"]), size, classes)
+    elif config["dataset"] == "none":
+        raise UserError("the run had no test images")
+    else:
+        images = load_split(config["dataset"], "test", data_root or config.get("data_root", "data"), size)
+    return images.for_channels(len(config["mean"]))
+
+
+def _real_images(own: QuantizeSettings, teacher: Teacher) -> ImageSet | None:
+    """The images to judge on, if there are any."""
+    facts = teacher.data
+    if own.eval_folder:
+        images = load_labelled(Path(own.eval_folder), facts.img_size, facts.num_classes, own.workers)
+    elif own.dataset != "none":
+        images = load_split(own.dataset, "test", own.data_root, facts.img_size, own.download, own.workers)
+    else:
+        return None
+    if own.real_calibration > len(images):
+        raise UserError(f"--real_calibration {own.real_calibration}: there are {len(images)} real images")
+    return images.for_channels(facts.channels)
+
+
+def _make_images(
+    own: QuantizeSettings, settings: Settings, teacher: Teacher, device: torch.device, weigh_bn: bool
+) -> tuple[Tensor, float]:
+    """See `make_images`; with a progress bar."""
+    calls = -(-own.calibration // own.synthesis_batch_size)
+    with tqdm(desc="images", total=calls * settings.g_steps, unit="step") as bar:
+        return make_images(
+            settings,
+            teacher.network,
+            teacher.data.augment,
+            teacher.data.img_size,
+            teacher.data.num_classes,
+            device,
+            own.calibration,
+            weigh_bn,
+            bar.update,
+        )
+
+
+def _as_onnx(shipped: Shipped, images: Tensor) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, FLOAT)
+        export(shipped, to_float(images[:2]), file, "onnx", {})
+        return file.read_bytes()
+
+
+def _card(own: QuantizeSettings, settings: Settings, teacher: Teacher, report: str) -> str:
+    facts, weights = teacher.data, teacher.file.name if teacher.file else "those that it is made with"
+    shape = f"(N, {facts.channels}, {facts.img_size}, {facts.img_size})"
+    made = f"{settings.method}, {settings.g_steps} steps, seed {settings.seed}"
+    return f"""# {own.teacher} in int8, calibrated without data
+
+- File: `{INT8}` (`{FLOAT}` is the same network in float). Weights: {weights}.
+- Input: images {shape} in [0, 1], which it normalises itself. Output: logits (N, {facts.num_classes}).
+- Calibrated on {own.calibration} images that were made from the network alone ({made}).
+- Milliseconds: ONNX Runtime on a CPU, {torch.get_num_threads()} threads, batches of {int8.BATCH}.
+
+{report}
+"""
