@@ -26,6 +26,7 @@ class Kind:
         metavar: what stands for the value in help texts; None for the flag's name in capitals.
         values: the only values, where they are few.
         alone: what the flag means without a value, where it may have one.
+        joined: what comes between several words, where the flag may have more than one, in the value.
     """
 
     check: Callable[[Any], Any]
@@ -34,6 +35,7 @@ class Kind:
     metavar: str | None = None
     values: tuple[Any, ...] = ()
     alone: str | None = None
+    joined: str | None = None
 
     def parse(self, text: str) -> Any:
         """A word of the command line as a value. Raises ValueError as `check` does."""

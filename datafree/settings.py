@@ -37,11 +37,17 @@ from datafree.kinds import (
 )
 from datafree.methods import METHODS, synthesis_settings
 from datafree.models import NAMES
-from datafree.networks.names import NetworkName
+from datafree.networks.names import AND, NetworkName
 
 
 def _network(value: Any) -> NetworkName:
     return value if isinstance(value, NetworkName) else NetworkName.parse(value)
+
+
+def _single(name: NetworkName) -> NetworkName:
+    if name.parts:
+        raise ValueError(f"{name}: one network is wanted here")
+    return name
 
 
 def _milestones(value: Any) -> str:
@@ -55,9 +61,12 @@ def _milestones(value: Any) -> str:
 OWN_NETWORKS = ", ".join(NAMES)
 ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}"
 DATASETS = ", ".join(SPECS)
-NETWORK = Kind(_network)
+NETWORK = Kind(lambda value: _single(_network(value)))
+TEACHER = Kind(_network, joined=AND)
+FILES = Kind(TEXT.check, joined=AND)
 OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(value))))
 ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...")
+TEACHER_ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...", joined=AND)
 REPORT = Kind(lambda value: max(0, WHOLE.check(value)), WHOLE.read)  # published commands have -1 for never
 RESUME = Kind(TEXT.check, metavar="CHECKPOINT", alone="")
 MILESTONES = Kind(_milestones, metavar="EPOCH,...")
@@ -68,15 +77,24 @@ RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
 class TeacherNetwork:
     title: ClassVar[str] = "networks"
     teacher: NetworkName = setting(
-        NetworkName.parse("resnet34"), NETWORK, ANY_NETWORK, table=False, library=False
+        NetworkName.parse("resnet34"),
+        TEACHER,
+        f"{ANY_NETWORK}; or several, which teach by the mean of their logits",
+        table=False,
+        library=False,
     )
     teacher_ckpt: str | None = option(
         None,
-        TEXT,
-        "its checkpoint: a state dict, bare or under `state_dict`",
+        FILES,
+        "its checkpoint: a state dict, bare or under `state_dict`; of several teachers one each",
         default_text="checkpoints/pretrained/{dataset}_{teacher}.pth",
     )
-    teacher_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the teacher", library=False)
+    teacher_args: str | None = setting(
+        None,
+        TEACHER_ARGUMENTS,
+        "keyword arguments of the teacher; of several, one for all or one each",
+        library=False,
+    )
     feature_layer: str | None = setting(
         None,
         TEXT,

@@ -115,7 +115,19 @@ def _value(kind: Kind) -> dict[str, Any]:
         options["metavar"] = "{" + ",".join(map(str, kind.values)) + "}"
     if kind.alone is not None:
         options |= {"nargs": "?", "const": kind.alone}
+    if kind.joined is not None:
+        options |= {"nargs": "+", "action": _Join, "type": str, "const": kind}
     return options
+
+
+class _Join(argparse.Action):
+    """Several words are one value, put together as the kind, its `const`, says."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            setattr(namespace, self.dest, self.const.parse(self.const.joined.join(values)))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def argument(kind: Kind) -> Callable[[str], Any]:

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from datafree.errors import UserError, did_you_mean
 from datafree.models import NAMES
 
-Kind = Literal["own", "timm", "torchvision", "file"]
+Kind = Literal["own", "timm", "torchvision", "file", "several"]
+AND = " + "  # between several teachers, and between their checkpoints and arguments
 LIBRARIES = ("timm", "torchvision")
 # Keyword arguments of networks that say where weights come from.
 WEIGHT_ARGUMENTS = (
@@ -32,6 +33,7 @@ class NetworkName:
     kind: Kind
     target: str  # name in this project or in the library; the factory in a file
     file: str = ""  # the Python file, of kind "file"
+    parts: tuple[NetworkName, ...] = ()  # of kind "several"
 
     @classmethod
     def parse(cls, text: str) -> NetworkName:
@@ -40,6 +42,9 @@ class NetworkName:
         Raises:
             ValueError: the text names no network; the message is one line with a suggestion.
         """
+        if AND in text:
+            parts = tuple(cls.parse(part) for part in text.split(AND))
+            return cls("several", AND.join(map(str, parts)), parts=parts)
         source, _, target = text.rpartition(":")
         if not source:
             target = re.sub(r"^wrn_(\d+_\d+)$", r"wrn\1", target)  # as RepDistiller writes it
@@ -56,7 +61,7 @@ class NetworkName:
         raise ValueError(f"{text} is none of timm:NAME, torchvision:NAME, file.py:factory")
 
     def __str__(self) -> str:
-        if self.kind == "own":
+        if self.kind in ("own", "several"):
             return self.target
         return f"{self.file or self.kind}:{self.target}"
 

@@ -3,10 +3,10 @@ images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from datafree.data.facts import DataFacts, data_facts, normalization, recorded_f
 from datafree.errors import UserError
 from datafree.networks.build import arguments_of, build
 from datafree.networks.examine import NetworkFacts, examine, first_convolution, own_settings, probe_input
-from datafree.networks.names import NetworkName, parse_arguments
+from datafree.networks.names import AND, NetworkName, parse_arguments
 from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 
@@ -28,7 +28,7 @@ class Teacher:
     """A teacher, ready to be asked."""
 
     network: nn.Module  # frozen, in eval mode, on the device
-    file: Path | None  # its checkpoint
+    file: str | None  # its checkpoint; several as `--teacher_ckpt` has them
     data: DataFacts  # of the images that it takes
     found: NetworkFacts
     warnings: tuple[str, ...]  # what was assumed
@@ -40,17 +40,23 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
     Raises:
         UserError: it cannot be had, does not take such images, or knows other classes than the data have.
     """
-    s = settings
-    file, content = read_teacher(s.dataset, s.teacher, s.teacher_ckpt)
-    recorded, warnings = recorded_facts(content), []
-    if file is None:
-        warnings.append(f"no --teacher_ckpt: {s.teacher} keeps the weights it is made with")
-    arguments = parse_arguments(s.teacher_args, "--teacher_args")
+    s, warnings = settings, []
+    named = _named(s)
+    read = [read_teacher(s.dataset, one.name, one.checkpoint) for one in named]
+    for one, (file, _) in zip(named, read, strict=True):
+        if file is None:
+            warnings.append(f"no --teacher_ckpt: {one.name} keeps the weights it is made with")
+    recorded = _common_facts([recorded_facts(content) for _, content in read])
     known = None
     if s.dataset != "none":
         known = data_facts(s, "test", recorded)
     classes = known.num_classes if known else None
-    network = load_teacher(s.teacher, classes, file, content, device, s.channels, arguments)
+    networks = [
+        load_teacher(one.name, classes, *found, device, s.channels, one.arguments)
+        for one, found in zip(named, read, strict=True)
+    ]
+    network = networks[0] if len(networks) == 1 else MeanOfTeachers(networks)
+    files = [str(file) for file, _ in read if file is not None]
     if known:
         channels, _ = probe_input(network, s.channels, known.img_size, device)
         data = known.for_channels(channels)
@@ -60,7 +66,78 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
     found = examine(network, f"--teacher {s.teacher}", data.channels, data.img_size, device, s.feature_layer)
     if known and found.num_classes != data.num_classes:
         raise UserError(other_classes("teacher", s.teacher, found.num_classes, data.num_classes))
-    return Teacher(network, file, data.with_classes(found.num_classes), found, tuple(warnings))
+    return Teacher(
+        network, AND.join(files) or None, data.with_classes(found.num_classes), found, tuple(warnings)
+    )
+
+
+class MeanOfTeachers(nn.Module):
+    """Several teachers as one: the mean of their logits. BatchNorm terms are sums over the layers of all, and
+    the features are those of the last one.
+
+    Args:
+        teachers: frozen, in eval mode, for the same images and classes.
+    """
+
+    def __init__(self, teachers: Sequence[nn.Module]):
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = [teacher(images) for teacher in self.teachers]
+        classes = [one.shape[1] for one in logits]
+        if len(set(classes)) > 1:
+            raise UserError(
+                f"the teachers give {', '.join(map(str, classes))} classes: they must know the same"
+            )
+        return torch.stack(logits).mean(0)
+
+
+class _Named(NamedTuple):
+    """A teacher as the settings name it."""
+
+    name: NetworkName
+    checkpoint: str | None
+    arguments: dict[str, Any]
+
+
+def _named(settings: Settings) -> list[_Named]:
+    """One or several teachers.
+
+    Raises:
+        UserError: there are not as many checkpoints, or arguments, as teachers.
+    """
+    names = settings.teacher.parts or (settings.teacher,)
+    files: list[str | None] = [None] * len(names)
+    if settings.teacher_ckpt is not None:
+        files = list(settings.teacher_ckpt.split(AND)) if len(names) > 1 else [settings.teacher_ckpt]
+    texts: list[str | None] = [settings.teacher_args] * len(names)
+    if settings.teacher_args is not None and AND in settings.teacher_args:
+        texts = list(settings.teacher_args.split(AND))
+    for flag, given in (("--teacher_ckpt", files), ("--teacher_args", texts)):
+        if len(given) != len(names):
+            raise UserError(f"{flag} has {len(given)} values for {len(names)} teachers: give one each")
+    return [
+        _Named(name, file, parse_arguments(text, "--teacher_args"))
+        for name, file, text in zip(names, files, texts, strict=True)
+    ]
+
+
+def _common_facts(recorded: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the checkpoints of all teachers record.
+
+    Raises:
+        UserError: they record different things.
+    """
+    common: dict[str, Any] = {}
+    for facts in recorded:
+        for name, value in facts.items():
+            if common.setdefault(name, value) != value:
+                raise UserError(
+                    f"the teachers' checkpoints have other values of {name}, {common[name]} and {value}: "
+                    "name teachers of the same images"
+                )
+    return common
 
 
 def other_classes(flag: str, name: NetworkName, found: int, wanted: int) -> str:

@@ -88,6 +88,8 @@ def _named(role: str, run: Run) -> str:
 def _teacher(run: Run, source: NetworkName | None) -> nn.Module:
     """A network like the teacher, with other weights."""
     name = source or run.pair.teacher
+    if source is None and name.kind == "several":
+        raise UserError("there are several")
     if source is None and name.kind == "file":
         raise UserError(f"it is of a file, which is named with --teacher {name}")
     arguments = without_weights(parse_arguments(run.config.get("teacher_args"), "--teacher_args"))

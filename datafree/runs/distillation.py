@@ -194,10 +194,9 @@ class Distillation:
         events_from = progress.epoch if s.tensorboard else None
         run = RunFolder(self.folder, s.overwrite, events_from, session.lock)
         run.log_earlier(session.said)
-        file = session.teacher.file and str(session.teacher.file)
         config = {
             **as_dict(s),
-            "teacher_ckpt": file,
+            "teacher_ckpt": session.teacher.file,
             "judged_by": "accuracy" if session.has_images else "agreement",
             **self.facts.as_dict(),
             **environment(session.device),

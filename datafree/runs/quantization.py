@@ -197,7 +197,7 @@ def _as_onnx(shipped: Shipped, images: Tensor) -> bytes:
 
 
 def _card(own: QuantizeSettings, settings: Settings, teacher: Teacher, report: str) -> str:
-    facts, weights = teacher.data, teacher.file.name if teacher.file else "those that it is made with"
+    facts, weights = teacher.data, Path(teacher.file or "those that it is made with").name
     shape = f"(N, {facts.channels}, {facts.img_size}, {facts.img_size})"
     made = f"{settings.method}, {settings.g_steps} steps, seed {settings.seed}"
     return f"""# {own.teacher} in int8, calibrated without data

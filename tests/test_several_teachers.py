@@ -1,0 +1,92 @@
+"""Several teachers: the mean of their logits, the BatchNorm terms of all."""
+
+import json
+
+import pytest
+import torch
+from conftest import run_here, run_script
+from making import flags, named
+from test_scripts import assert_refused, metrics, write_teacher
+
+from datafree import models
+from datafree.errors import UserError
+from datafree.networks.bn_statistics import BNStatistics
+from datafree.networks.teacher import MeanOfTeachers, prepare_teacher
+
+TINY = "--dataset digits --epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split()
+BOTH = "--teacher wrn16_1 resnet20 --teacher_ckpt a.pth b.pth --student wrn16_1 --save_dir out".split()
+
+
+@pytest.fixture(scope="module")
+def cwd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several")
+    write_teacher(folder / "a.pth")
+    write_teacher(folder / "b.pth", "resnet20", seed=1)
+    return folder
+
+
+def test_logits_are_the_mean_and_statistics_those_of_all(rng):
+    parts = [models.create(name, 10).eval() for name in ("wrn16_1", "resnet20")]
+    together, images = MeanOfTeachers(parts).eval(), torch.rand(4, 3, 32, 32, generator=rng)
+    terms = []
+    for network in (*parts, together):
+        statistics = BNStatistics(network)
+        with statistics.capture():
+            network(images)
+        terms.append(statistics.distance())
+    torch.testing.assert_close(terms[2], terms[0] + terms[1])
+    torch.testing.assert_close(together(images), (parts[0](images) + parts[1](images)) / 2)
+
+
+def test_a_run_with_two_teachers_is_continued_tabled_and_exported(cwd):
+    done = run_script("bsr_main.py", *TINY, *BOTH, "--test_teacher", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "teacher wrn16_1 + resnet20: 0.4" in done.stdout  # millions of parameters
+    config = json.loads((cwd / "out/config.json").read_text())
+    assert (config["teacher"], config["teacher_ckpt"]) == ("wrn16_1 + resnet20", "a.pth + b.pth")
+    other = [*BOTH[:-1], "again"]
+    stopped = run_here("bsr_main.py", *TINY, "--epochs", 4, *other, cwd=cwd)
+    assert stopped.returncode == 0
+    assert [{**row, "seconds": 0} for row in metrics(cwd / "again")] == [
+        {**row, "seconds": 0} for row in metrics(cwd / "out")
+    ]
+    only = ["--teacher", "wrn16_1", "--teacher_ckpt", "a.pth", *BOTH[6:]]
+    refused = run_here("bsr_main.py", *TINY, *only, "--resume", cwd=cwd)
+    assert_refused(refused, "teacher was wrn16_1 + resnet20 and is wrn16_1")
+    tabled = run_here("scripts/table.py", "out", cwd=cwd)
+    assert tabled.returncode == 0, tabled.stderr
+    assert "wrn16_1 + resnet20" in tabled.stdout
+    exported = run_here("scripts/export.py", "out", "--format", "safetensors", cwd=cwd)
+    assert exported.returncode == 0, exported.stderr
+    card = (cwd / "out/export/model_card_safetensors.md").read_text()
+    assert "distilled from wrn16_1 + resnet20" in card
+    assert "The teacher was not measured: there are several." in card
+
+
+def test_what_the_teachers_are_is_found(cwd, monkeypatch):
+    monkeypatch.chdir(cwd)
+    teacher = prepare_teacher(flags(*TINY, *BOTH), torch.device("cpu"))
+    assert [type(one).__name__ for one in teacher.network.teachers] == ["WideResNet", "OptionAResNet"]
+    assert teacher.found.features.layer is teacher.network.teachers[1].linear
+    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert named("wrn16_1 + resnet20").parts == (named("wrn16_1"), named("resnet20"))
+    assert named("wrn16_1 + resnet20").stem == "wrn16_1_resnet20"
+
+
+def test_teachers_that_do_not_fit_each_other_are_refused(cwd):
+    few = "--teacher wrn16_1 resnet20 --teacher_ckpt a.pth"
+    assert_refused(run_here("bsr_main.py", *TINY, *few.split(), cwd=cwd), "1 values for 2 teachers")
+    unknown = "--teacher wrn16_1 resnet21 --teacher_ckpt a.pth b.pth"
+    assert_refused(run_here("bsr_main.py", *TINY, *unknown.split(), cwd=cwd), "unknown network resnet21")
+    two = "--student wrn16_1 resnet20"
+    assert_refused(run_here("bsr_main.py", *TINY, *two.split(), cwd=cwd), "resnet20")
+    write_teacher(cwd / "c.pth", "resnet20", mean=[0.1] * 3, std=[0.2] * 3)
+    write_teacher(cwd / "d.pth", mean=[0.3] * 3, std=[0.2] * 3)
+    others = "--teacher resnet20 wrn16_1 --teacher_ckpt c.pth d.pth --save_dir no"
+    assert_refused(run_here("bsr_main.py", *TINY, *others.split(), cwd=cwd), "other values of mean")
+    write_teacher(cwd / "e.pth", num_classes=7)
+    odd = "--dataset none --img_size 32 --teacher resnet20 wrn16_1 --teacher_ckpt b.pth e.pth --save_dir no"
+    assert_refused(run_here("bsr_main.py", *TINY, *odd.split(), cwd=cwd), "the teachers give 10, 7 classes")
+    assert not (cwd / "no").exists()
+    with pytest.raises(UserError, match="3 values for 2 teachers"):
+        prepare_teacher(flags(*TINY, *BOTH, "--teacher_args", "a=1", "b=2", "c=3"), torch.device("cpu"))
