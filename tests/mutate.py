@@ -39,6 +39,8 @@ EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
 ODD = "tests/test_odd_networks.py"
 REUSE = "tests/test_reuse.py"
+METHODS, NAYER, PRIORITY = "tests/test_methods.py", "tests/test_nayer.py", "tests/test_priority.py"
+INT8, SEVERAL = "tests/test_int8.py", "tests/test_several_teachers.py"
 MUTANTS = [
     # The teacher's answers, remembered
     Mutant("reuse.py", "self._known.view(self.rows, self.views)[taken] = False", "pass", REUSE),
@@ -284,12 +286,7 @@ MUTANTS = [
         "inputs = to_float(images.to(self.streams.device))",
         PRINT,
     ),
-    Mutant(
-        "distiller.py",
-        "(self.evaluation is None or (due and epoch >= s.warmup))",
-        "(self.evaluation is None)",
-        PRINT,
-    ),
+    Mutant("distiller.py", "(first or (due and epoch >= s.warmup))", "first", PRINT),
     Mutant("distiller.py", "            self.kd.scheduler.step()", "            pass", EPOCH),
     Mutant("kd.py", "FINAL_LR = 2e-4", "FINAL_LR = 0.0", GOLDEN + " " + EPOCH),
     Mutant(
@@ -364,6 +361,41 @@ MUTANTS = [
         "teacher_logits, s.T)",
         "teacher_logits, 4.0)",
         "tests/test_training.py -k temperature",
+    ),
+    # The peers of today, and repositories of bounded size
+    Mutant("distiller.py", 'if s.evict == "balanced":', "if False:", f"{METHODS} -k evicts"),
+    Mutant("distiller.py", '"hit_rate": hits if', '"hit_rate": 0.5 if', f"{METHODS} -k hit_rate"),
+    Mutant("distiller.py", "progress = (epoch - s.warmup)", "progress = epoch", PRIORITY),
+    Mutant("kd.py", "return (weigh(each.detach()) * each).mean()", "return each.mean()", PRIORITY),
+    Mutant("priority.py", ".clamp(LEAST, MOST)", ".clamp(LEAST)", PRIORITY),
+    Mutant("balance.py", ".clamp(min=0)  # a class", "  # a class", "tests/test_properties.py"),
+    Mutant("synthesis/nayer.py", "layers = occurrences(targets)", "layers = None", NAYER),
+    Mutant("synthesis/nayer.py", "layer.bias.zero_()", "pass", NAYER),
+    Mutant("synthesis/nayer.py", "with frozen(self.student):", "if True:", NAYER),
+    Mutant(
+        "synthesis/nayer.py",
+        "self.processes.follow_first(list(self._lasting().values()))",
+        "pass",
+        "tests/test_parallel.py -k every_method",
+    ),
+    Mutant("synthesis/fast_meta.py", "LABEL_SHARE = 0.02", "LABEL_SHARE = 0.5", f"{METHODS} -k latent"),
+    # What a fresh reader of the speed work found
+    Mutant("reuse.py", "exact = exact and not difference", "exact = True", REUSE),
+    Mutant(
+        "api.py",
+        "usual = torch.autocast(device.type, enabled=False)",
+        "usual = ExitStack()",
+        "tests/test_networks.py -k takes_methods",
+    ),
+    # int8, several teachers, pruned students
+    Mutant("int8.py", "return order[turns.argsort(stable=True)][:count]", "return order[:count]", INT8),
+    Mutant("int8.py", "kept = tuple(lost)[:keep_float]", "kept = tuple(lost)[-keep_float:]", INT8),
+    Mutant("int8.py", "per_channel=True", "per_channel=False", INT8),
+    Mutant("networks/pruned.py", "gradient * mask", "gradient", f"{INT8} -k zeros"),
+    Mutant("networks/teacher.py", "torch.stack(logits).mean(0)", "torch.stack(logits).sum(0)", SEVERAL),
+    Mutant("networks/bn_statistics.py", "return max(torch.stack", "return min(torch.stack", INT8),
+    Mutant(
+        "runs/distillation.py", '"student_start": self.session.student_start', '"student_start": None', INT8
     ),
 ]
 

@@ -102,8 +102,10 @@ def test_a_runs_student_in_int8_is_read_by_onnx_runtime_alone(run):
     floats = int8.OnnxNetwork((folder / "student.onnx").read_bytes())(images)
     assert (floats - here).abs().max() < 0.2 * floats.abs().max()
     assert not torch.equal(floats, here)
-    kinds = {node.op_type for node in onnx.load(folder / "student_int8.onnx").graph.node}
-    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    graph = onnx.load(folder / "student_int8.onnx").graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    scales = {one.name: list(one.dims) for one in graph.initializer if one.name.endswith("_scale")}
+    assert [8] in scales.values()  # of the convolution's weights: one a channel
 
 
 def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_network(run):
