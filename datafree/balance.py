@@ -53,13 +53,3 @@ def least_valuable(labels: Tensor, confidences: Tensor, count: int, num_classes:
     order = unsure.sort(stable=True).indices  # among those worth nothing
     order = order[(room * unsure)[order].sort(stable=True).indices]
     return order[:count].sort().values
-
-
-def occurrences(labels: Tensor) -> Tensor:
-    """How often each label (N,) has come before in the list, int64 (N,): 0, 0, 1, 2 for 5, 3, 5, 5."""
-    order = labels.argsort(stable=True)
-    found = torch.empty_like(order)
-    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
-        labels[order], labels[order]
-    )
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,13 @@ class Samples:
     def __getitem__(self, rows: Tensor) -> Samples:
         """Those of some rows: indices (k,) or a mask (n,)."""
         return Samples(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+
+def occurrences(labels: Tensor) -> Tensor:
+    """How often each label (N,) has come before in the list, int64 (N,): 0, 0, 1, 2 for 5, 3, 5, 5."""
+    order = labels.argsort(stable=True)
+    found = torch.empty_like(order)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
+        labels[order], labels[order]
+    )
+    return found

@@ -388,9 +388,14 @@ MUTANTS = [
         "tests/test_networks.py -k takes_methods",
     ),
     # int8, several teachers, pruned students
-    Mutant("int8.py", "return order[turns.argsort(stable=True)][:count]", "return order[:count]", INT8),
-    Mutant("int8.py", "kept = tuple(lost)[:keep_float]", "kept = tuple(lost)[-keep_float:]", INT8),
-    Mutant("int8.py", "per_channel=True", "per_channel=False", INT8),
+    Mutant(
+        "runs/int8.py",
+        "return order[occurrences(labels[order]).argsort(stable=True)][:count]",
+        "return order[:count]",
+        INT8,
+    ),
+    Mutant("runs/int8.py", "kept = tuple(lost)[:keep_float]", "kept = tuple(lost)[-keep_float:]", INT8),
+    Mutant("runs/int8.py", "per_channel=True", "per_channel=False", INT8),
     Mutant("networks/pruned.py", "gradient * mask", "gradient", f"{INT8} -k zeros"),
     Mutant("networks/teacher.py", "torch.stack(logits).mean(0)", "torch.stack(logits).sum(0)", SEVERAL),
     Mutant("networks/bn_statistics.py", "return max(torch.stack", "return min(torch.stack", INT8),

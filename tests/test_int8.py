@@ -16,11 +16,12 @@ from test_scripts import assert_refused, write_folder, write_teacher
 from torch import nn
 
 import datafree
-from datafree import int8, models
+from datafree import models
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.bn_statistics import BNStatistics
 from datafree.networks.pruned import keep_zeros, zeros_of
+from datafree.runs import int8
 from datafree.runs.export import Shipped, export
 from datafree.settings import resolve_quantization
 
@@ -199,7 +200,7 @@ def test_the_weight_of_the_statistics_follows_the_network_unless_it_is_given():
         0,
     )
     assert resolve_quantization({"method": "fast", "g_steps": 3})[1].g_steps == 3
-    from datafree.calibration import BN_SHARE, _bn_weight
+    from datafree.runs.calibration import BN_SHARE, _bn_weight
 
     network, noise = small().eval(), torch.rand(16, 3, 8, 8)
     statistics = BNStatistics(network)

@@ -12,6 +12,7 @@ from torch import nn
 
 from datafree.errors import UserError
 from datafree.models.generator import LabelGenerator
+from datafree.networks.penultimate import PenultimateFeatures
 from datafree.synthesis.create import create_synthesizer
 from datafree.synthesis.nayer import label_embedding
 
@@ -101,7 +102,8 @@ def test_the_classifier_is_the_last_layer_whichever_the_features_are_of(rng):
         nn.Linear(CLASSES, CLASSES),
     )
     context_of = context((hidden.requires_grad_(False), classifier(1)), rng)
-    made = create_synthesizer(context_of, flags(*NAYER, "--feature_layer", "3"))
+    context_of.features = PenultimateFeatures(hidden, "3")
+    made = create_synthesizer(context_of, flags(*NAYER))
     assert torch.equal(made.table, hidden[4].weight)
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import samples
 
-from datafree.balance import least_valuable, occurrences
+from datafree.balance import least_valuable
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
 from datafree.repository import SampleRepository
+from datafree.samples import occurrences
 
 settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("plain")

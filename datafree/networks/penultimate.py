@@ -25,7 +25,7 @@ class PenultimateFeatures:
     """
 
     def __init__(self, network: nn.Module, layer: str | None = None, images: Tensor | None = None):
-        self.layer = find_layer(network, layer, images)
+        self.layer, self.named = find_layer(network, layer, images), layer is not None
         self.dim = getattr(self.layer, "in_features", 0)
         self._value: Tensor | None = None
         if images is not None:

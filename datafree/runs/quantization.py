@@ -12,8 +12,6 @@ from termcolor import colored
 from torch import Tensor
 from tqdm import tqdm
 
-from datafree import int8
-from datafree.calibration import make_images
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
@@ -22,6 +20,8 @@ from datafree.errors import UserError
 from datafree.networks.bn_statistics import UNTOUCHED, BNStatistics
 from datafree.networks.examine import NO_STATISTICS
 from datafree.networks.teacher import Teacher, prepare_teacher
+from datafree.runs import int8
+from datafree.runs.calibration import make_images
 from datafree.runs.export import Shipped, export
 from datafree.runs.read import Run
 from datafree.runs.stored import read_samples

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datafree.balance import occurrences
 from datafree.errors import UserError
 from datafree.models.generator import LabelGenerator
 from datafree.networks.penultimate import PenultimateFeatures
-from datafree.samples import Samples
+from datafree.samples import Samples, occurrences
 from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
@@ -52,7 +51,7 @@ class NayerSynthesizer(Synthesizer):
     def __init__(self, context: Context, settings: Settings, generator: LabelGenerator | None = None):
         super().__init__(context, settings.bn_mmt)
         self.settings = s = settings
-        features = PenultimateFeatures(self.teacher) if s.feature_layer else self.features
+        features = PenultimateFeatures(self.teacher) if self.features.named else self.features
         table = label_embedding(s.label_embedding, features.layer, self.num_classes)
         self.table = table.to(self.rng.device)
         self.items = s.synthesis_batch_size // context.processes.world_size

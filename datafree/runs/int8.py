@@ -16,6 +16,7 @@ from torch import Tensor
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.runs.export import milliseconds
+from datafree.samples import occurrences
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -261,12 +262,8 @@ def balanced(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:
         rng: on the CPU.
     """
     order = torch.randperm(len(labels), generator=rng)
-    turns = torch.zeros_like(order)
-    for label in labels.unique():
-        own = labels[order] == label
-        turns[own] = torch.arange(int(own.sum()))
     # Within a turn at random, so that a last, incomplete one favours no class.
-    return order[turns.argsort(stable=True)][:count]
+    return order[occurrences(labels[order]).argsort(stable=True)][:count]
 
 
 class _Batches:
