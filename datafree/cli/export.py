@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from datafree.cli import parser as cli
@@ -11,6 +12,7 @@ from datafree.kinds import COUNT, choice
 from datafree.settings import NETWORK
 
 FORMATS = {"onnx": "student.onnx", "torch_export": "student.pt2", "safetensors": "student.safetensors"}
+INT8 = "student_int8.onnx"
 LEAST_OPSET, CALIBRATION = 18, 512
 
 
@@ -61,7 +63,16 @@ def run() -> None:
 
     # Only now, so that --help and mistakes in flags answer at once.
     from datafree.results.model_card import model_card
-    from datafree.runs.export import compare, export, images_to_compare_on, load, loadable, shipped_student
+    from datafree.runs.export import (
+        compare,
+        export,
+        images_to_compare_on,
+        load,
+        loadable,
+        require_folder,
+        shipped_student,
+        write_files,
+    )
     from datafree.runs.files import EXPORT, EXPORT_BEST
     from datafree.runs.quantization import quantize_student
     from datafree.runs.read import read_run
@@ -70,60 +81,42 @@ def run() -> None:
     finished = as_student_tells(read_run(args.run), args.best)
     shipped = shipped_student(finished, args.student, args.best)
     folder = args.output or args.run / (EXPORT_BEST if args.best else EXPORT)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error}): name another --output") from error
-    file = folder / FORMATS[args.format]
+    require_folder(folder)
     images = images_to_compare_on(finished)
     if len(images) == 1:
         print("the run has left no samples: the student is compared on random images alone")
-    config = finished.config
+    config, name = finished.config, FORMATS[args.format]
     metadata = {
         "arch": config["student"],
         "arch_args": config.get("student_args"),
         **{name: config[name] for name in ("mean", "std", "classes", "img_size")},
     }
-    temporary = file.with_name("." + file.name)
-    try:
-        export(shipped, images["random"][:2], temporary, args.format, metadata, args.opset)
-        exported = load(temporary, args.format, lambda: shipped_student(finished, args.student, args.best))
-        compared = {name: compare(shipped, exported, batch) for name, batch in images.items()}
-        card = folder / f"model_card_{args.format}.md"
-        text = model_card(finished, shipped, file.name, compared, args.teacher, args.best)
-        beside: dict[str, bytes] = {}
-        if args.int8:
-            quantized, judged_on = quantize_student(
-                finished, shipped, temporary.read_bytes(), args.calibration or CALIBRATION, args.data_root
-            )
-            beside["student_int8.onnx"] = quantized.file
-            text += f"\n## In int8: `student_int8.onnx`\n\n{quantized.report(judged_on)}\n"
-        if args.format == "safetensors":
-            beside, told = loadable(finished, args.best)
-            text += told
-        for name, content in beside.items():
-            (folder / f".{name}").write_bytes(content)
-            (folder / f".{name}").replace(folder / name)
-        temporary.replace(file)
-        card.write_text(text, encoding="utf-8", errors="backslashreplace")
-    finally:
-        temporary.unlink(missing_ok=True)
-    for name, (difference, same) in compared.items():
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place, name)
+        export(shipped, images["random"][:2], file, args.format, metadata, args.opset)
+        exported = load(file, args.format, lambda: shipped_student(finished, args.student, args.best))
+        model = file.read_bytes()
+    compared = {name: compare(shipped, exported, batch) for name, batch in images.items()}
+    for kind, (difference, same) in compared.items():
         print(
-            f"{len(images[name])} {name} images: the same class for {100 * same:.1f} %, "
+            f"{len(images[kind])} {kind} images: the same class for {100 * same:.1f} %, "
             f"logits within {difference:.1e} of the largest"
         )
+    card = model_card(finished, shipped, name, compared, args.teacher, args.best)
+    beside: dict[str, bytes] = {}
+    if args.format == "safetensors":
+        beside, told = loadable(finished, args.best)
+        card += told
     if args.int8:
-        print(quantized.report(judged_on))
-    print(
-        ", ".join(
-            [
-                f"{file} ({file.stat().st_size / 1e6:.2f} MB)",
-                *(str(folder / name) for name in beside),
-                str(card),
-            ]
+        beside[INT8], report = quantize_student(
+            finished, shipped, model, args.calibration or CALIBRATION, args.data_root
         )
-    )
+        print(report)
+        card += f"\n## In int8: `{INT8}`\n\n{report}\n"
+    named = f"model_card_{args.format}.md"
+    write_files(folder, {name: model, **beside, named: card.encode(errors="backslashreplace")})
+    size = f"{folder / name} ({len(model) / 1e6:.2f} MB)"
+    print(", ".join([size, *(str(folder / other) for other in (*beside, named))]))
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -157,6 +158,38 @@ def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
         )
     files[EXPORT_CONFIG] = json.dumps(told, indent=2).encode()
     return files, text
+
+
+def require_folder(folder: Path) -> None:
+    """Make a folder to write to.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}): name another --output") from error
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, by name, whole or not at all.
+
+    Raises:
+        UserError: the disk does not take them.
+    """
+    temporary = {name: folder / f".{name}" for name in files}
+    try:
+        for name, content in files.items():
+            temporary[name].write_bytes(content)
+        for name in files:
+            temporary[name].replace(folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}): name another --output") from error
+    finally:
+        for file in temporary.values():
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 def load(file: Path, kind: str, fresh: Callable[[], Shipped]) -> Callable[[Tensor], Tensor]:

@@ -22,7 +22,7 @@ from datafree.networks.examine import NO_STATISTICS
 from datafree.networks.teacher import Teacher, prepare_teacher
 from datafree.runs import int8
 from datafree.runs.calibration import make_images
-from datafree.runs.export import Shipped, export
+from datafree.runs.export import Shipped, export, require_folder, write_files
 from datafree.runs.read import Run
 from datafree.runs.stored import read_samples
 from datafree.settings import QuantizeSettings, Settings
@@ -58,6 +58,7 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
     for warning in (*teacher.warnings, *doubts):
         print(colored(f"warning: {warning}", "yellow"))
     real = _real_images(own, teacher)
+    require_folder(folder)
     images, hit_rate = _make_images(own, settings, teacher, device, weigh_bn)
     print(f"{len(images)} images, {100 * hit_rate:.0f} % of the class asked for")
     model = _as_onnx(Shipped(teacher.network.cpu(), teacher.data.mean, teacher.data.std).eval(), images)
@@ -84,22 +85,15 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
         )
     report = quantized.report(f"{len(real):,} real images" if real else f"these {len(images):,} images")
     card = _card(own, settings, teacher, report)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in zip(FILES, (model, quantized.file, card.encode()), strict=True):
-            temporary = folder / f".{name}"
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error}): name another --output") from error
+    write_files(folder, {FLOAT: model, INT8: quantized.file, CARD: card.encode(errors="backslashreplace")})
     print(f"{report}\n\n{folder / INT8}, {folder / FLOAT}, {folder / CARD}")
 
 
 def quantize_student(
     run: Run, shipped: Shipped, model: bytes, count: int, data_root: str | None = None
-) -> tuple[int8.Quantized, str]:
-    """The student of a run in int8, calibrated on its samples; and what it was judged on: the run's test
-    images where they are there, else samples that it was not calibrated on.
+) -> tuple[bytes, str]:
+    """The student of a run in int8, calibrated on its samples, as ONNX; and how it does, as Markdown: on the
+    run's test images where they are there, else on samples that it was not calibrated on.
 
     Args:
         run: has left samples.
@@ -138,7 +132,7 @@ def quantize_student(
         )
     reference = int8.OnnxNetwork(model).classes(judged())
     quantized.rows.insert(1, int8.judge("float, PyTorch", model, reference, judged, labels, shipped))
-    return quantized, judged_on
+    return quantized.file, quantized.report(judged_on)
 
 
 def _test_images(run: Run, data_root: str | None) -> ImageSet:
