@@ -21,7 +21,6 @@ class Keywords(TypedDict, total=False):
     g_steps: int | None
     lr_g: float | None
     lr_z: float | None
-    adv: float | None
     bn: float | None
     oh: float | None
     bn_mmt: float | None
@@ -29,6 +28,7 @@ class Keywords(TypedDict, total=False):
     reset_l0: int | None
     reset_bn: int | None
     label_conditional: bool | None
+    adv: float | None
     epochs: int | None
     warmup: int | None
     kd_steps: int | None

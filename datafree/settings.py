@@ -59,6 +59,7 @@ def _milestones(value: Any) -> str:
 
 
 OWN_NETWORKS = ", ".join(NAMES)
+BY_TEACHER = tuple(name for name in METHODS if name not in ("zskt", "dfad"))  # which need no student
 ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}"
 DATASETS = ", ".join(SPECS)
 NETWORK = Kind(lambda value: _single(_network(value)))
@@ -260,7 +261,7 @@ class Components(MethodGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SynthesisGroup:
+class SynthesisByTeacher:
     title: ClassVar[str] = "synthesis"
     synthesis_batch_size: int = setting(
         None,
@@ -271,7 +272,6 @@ class SynthesisGroup:
     g_steps: int = setting(10, COUNT, "generator steps in one synthesis")
     lr_g: float = setting(2e-3, POSITIVE, "learning rate of the generator")
     lr_z: float = setting(0.01, POSITIVE, "learning rate of the latent codes")
-    adv: float = weight(1.33, "weight of the adversarial loss")
     bn: float = weight(10.0, "weight of the distance to the teacher's BatchNorm statistics")
     oh: float = weight(0.5, "alpha, the weight of the pseudo-supervised loss, where DLW is off")
     bn_mmt: float = setting(0.9, FRACTION, "momentum of the batch's BatchNorm statistics")
@@ -286,6 +286,12 @@ class SynthesisGroup:
         "begin latent codes with a code of the label asked for, which stays the same from call to call (bsr, "
         "fast_meta)",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisGroup(SynthesisByTeacher):
+    title: ClassVar[str] = SynthesisByTeacher.title
+    adv: float = weight(1.33, "weight of the adversarial loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -561,7 +567,7 @@ class QuantizeSettings(
     OtherSynthesisGroup,
     Machine,
     Precision,
-    SynthesisGroup,
+    SynthesisByTeacher,
     MethodGroup,
     TestData,
     TeacherNetwork,
@@ -573,10 +579,9 @@ class QuantizeSettings(
         "none", choice("dataset", (*SPECS, "none")), f"whose test images judge: one of {DATASETS}, none"
     )
     method: str = setting(
-        "deepinv",
-        choice("method", tuple(METHODS)),
-        f"that makes the images: one of {', '.join(METHODS)}; deepinv takes 150 steps",
+        "deepinv", choice("method", BY_TEACHER), f"that makes the images: one of {', '.join(BY_TEACHER)}"
     )
+    g_steps: int = setting(150, COUNT, "steps in one synthesis")
     synthesis_batch_size: int = setting(32, COUNT, "images made in one synthesis")
     bn: float = setting(
         None,
@@ -680,15 +685,14 @@ def resolve_quantization(given: Mapping[str, Any]) -> tuple[QuantizeSettings, Se
     own = QuantizeSettings(**given)
     if own.real_calibration and own.dataset == "none" and not own.eval_folder:
         raise UserError("--real_calibration needs real images: add --eval_folder or --dataset")
-    if given.get("adv"):
-        raise UserError("--adv compares with a student, and there is none: leave it out")
-    steps = {"g_steps": 150} if own.method == "deepinv" else {}
-    chosen = {"dataset": own.dataset, "method": own.method, "synthesis_batch_size": own.synthesis_batch_size}
-    whole = {"adv": 0.0, "epochs": 1, "warmup": 0, "kd_steps": 1, "ep_steps": 1, "overwrite": own.overwrite}
+    if own.synthesis_batch_size < 2:
+        raise UserError("--synthesis_batch_size 1: give 2 or more, BatchNorm has no statistics of one image")
+    whole = {"adv": 0.0, "epochs": 1, "warmup": 0, "kd_steps": 1, "ep_steps": 1}
+    whole |= {"dlw": False, "blg": False, "iho": False, "overwrite": own.overwrite}
+    for name in ("dataset", "method", "g_steps", "synthesis_batch_size"):
+        whole[name] = getattr(own, name)
     names = {one.name for one in FIELDS}
-    settings, remarks = resolve(
-        {**steps, **whole, **chosen, **{name: value for name, value in given.items() if name in names}}
-    )
+    settings, remarks = resolve({**{k: v for k, v in given.items() if k in names}, **whole})
     return own, settings, remarks
 
 

@@ -1,6 +1,7 @@
 """Several teachers: the mean of their logits, the BatchNorm terms of all."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -44,12 +45,20 @@ def test_a_run_with_two_teachers_is_continued_tabled_and_exported(cwd):
     assert "teacher wrn16_1 + resnet20: 0.4" in done.stdout  # millions of parameters
     config = json.loads((cwd / "out/config.json").read_text())
     assert (config["teacher"], config["teacher_ckpt"]) == ("wrn16_1 + resnet20", "a.pth + b.pth")
-    other = [*BOTH[:-1], "again"]
-    stopped = run_here("bsr_main.py", *TINY, "--epochs", 4, *other, cwd=cwd)
-    assert stopped.returncode == 0
-    assert [{**row, "seconds": 0} for row in metrics(cwd / "again")] == [
-        {**row, "seconds": 0} for row in metrics(cwd / "out")
-    ]
+    # As it was before the last epoch, it is continued to the same end.
+    whole, student = (
+        metrics(cwd / "out"),
+        torch.load(cwd / "out/student.pth", weights_only=True)["state_dict"],
+    )
+    (cwd / "out/checkpoint.previous.pth").replace(cwd / "out/checkpoint.pth")
+    (cwd / "out/summary.json").unlink()
+    continued = run_here("bsr_main.py", *TINY, *BOTH, "--test_teacher", "--resume", cwd=cwd)
+    assert continued.returncode == 0, continued.stderr
+    assert metrics(cwd / "out") == whole
+    again = torch.load(cwd / "out/student.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, again[key]) for key, value in student.items())
+    quoted = re.compile(r"teacher wrn16_1 \+ resnet20: [\d.]+ % ")
+    assert quoted.findall(done.stdout) == quoted.findall(continued.stdout) != []
     only = ["--teacher", "wrn16_1", "--teacher_ckpt", "a.pth", *BOTH[6:]]
     refused = run_here("bsr_main.py", *TINY, *only, "--resume", cwd=cwd)
     assert_refused(refused, "teacher was wrn16_1 + resnet20 and is wrn16_1")
@@ -69,6 +78,7 @@ def test_what_the_teachers_are_is_found(cwd, monkeypatch):
     assert [type(one).__name__ for one in teacher.network.teachers] == ["WideResNet", "OptionAResNet"]
     assert teacher.found.features.layer is teacher.network.teachers[1].linear
     assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert not any(module.training for module in teacher.network.modules())
     assert named("wrn16_1 + resnet20").parts == (named("wrn16_1"), named("resnet20"))
     assert named("wrn16_1 + resnet20").stem == "wrn16_1_resnet20"
 

@@ -56,8 +56,8 @@ def run() -> None:
     args = build_parser().parse_args()
     if args.format != "onnx" and (args.int8 or args.opset):
         raise UserError(f"--int8 and --opset are of --format onnx, not {args.format}: leave one of them out")
-    if args.calibration and not args.int8:
-        raise UserError("--calibration has no effect without --int8: add it")
+    if not args.int8 and (args.calibration or args.data_root):
+        raise UserError("--calibration and --data_root have no effect without --int8: add it")
     if args.opset and args.opset < LEAST_OPSET:
         raise UserError(f"--opset {args.opset}: PyTorch writes {LEAST_OPSET} and later: give one of these")
 
@@ -73,15 +73,17 @@ def run() -> None:
         shipped_student,
         write_files,
     )
-    from datafree.runs.files import EXPORT, EXPORT_BEST
+    from datafree.runs.files import CONFIG, EXPORT, EXPORT_BEST
     from datafree.runs.quantization import quantize_student
-    from datafree.runs.read import read_run
+    from datafree.runs.read import is_export, read_run
     from datafree.runs.stored import as_student_tells
 
     finished = as_student_tells(read_run(args.run), args.best)
     shipped = shipped_student(finished, args.student, args.best)
     folder = args.output or args.run / (EXPORT_BEST if args.best else EXPORT)
     require_folder(folder)
+    if (folder / CONFIG).is_file() and args.format == "safetensors" and not is_export(folder / CONFIG):
+        raise UserError(f"{folder} holds a run, whose {CONFIG} would be lost: name another --output")
     images = images_to_compare_on(finished)
     if len(images) == 1:
         print("the run has left no samples: the student is compared on random images alone")
@@ -114,6 +116,8 @@ def run() -> None:
         print(report)
         card += f"\n## In int8: `{INT8}`\n\n{report}\n"
     named = f"model_card_{args.format}.md"
+    if args.format == "onnx" and not args.int8:
+        (folder / INT8).unlink(missing_ok=True)  # of another student than the one beside it
     write_files(folder, {name: model, **beside, named: card.encode(errors="backslashreplace")})
     size = f"{folder / name} ({len(model) / 1e6:.2f} MB)"
     print(", ".join([size, *(str(folder / other) for other in (*beside, named))]))

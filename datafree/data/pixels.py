@@ -14,3 +14,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """uint8 images as float32 in [0, 1]."""
     return images.float() / 255
+
+
+def noise_like(count: int, shape: tuple[int, int, int]) -> Tensor:
+    """uint8 images (count, C, H, W) of noise, always the same."""
+    return torch.randint(256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -42,7 +42,7 @@ class NetworkName:
         Raises:
             ValueError: the text names no network; the message is one line with a suggestion.
         """
-        if AND in text:
+        if AND in text and not (".py:" in text and Path(text.rpartition(":")[0]).is_file()):
             parts = tuple(cls.parse(part) for part in text.split(AND))
             return cls("several", AND.join(map(str, parts)), parts=parts)
         source, _, target = text.rpartition(":")

@@ -107,6 +107,8 @@ def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -
         raise
     except Exception as error:  # whatever a stranger's file may hold
         raise UserError(f"{path} does not say how to rebuild its network ({error!r:.200})") from error
+    if name.kind == "several":
+        raise UserError(f"{path} names several networks where one is wanted: it is damaged")
     if source is None:
         if name.kind == "file":
             raise UserError(

@@ -55,7 +55,7 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
         load_teacher(one.name, classes, *found, device, s.channels, one.arguments)
         for one, found in zip(named, read, strict=True)
     ]
-    network = networks[0] if len(networks) == 1 else MeanOfTeachers(networks)
+    network = networks[0] if len(networks) == 1 else MeanOfTeachers(networks).eval()
     files = [str(file) for file, _ in read if file is not None]
     if known:
         channels, _ = probe_input(network, s.channels, known.img_size, device)

@@ -12,10 +12,10 @@ import torch
 
 from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
-from datafree.data.pixels import to_float
+from datafree.data.pixels import noise_like, to_float
 from datafree.distiller import Distiller
 from datafree.methods import METHODS
-from datafree.networks.bn_statistics import UNLIKE, UNTOUCHED, BNStatistics
+from datafree.networks.bn_statistics import misfit
 from datafree.networks.portable import describe
 from datafree.reuse import ROUNDED
 from datafree.runs.contact_sheet import export_repository
@@ -31,9 +31,6 @@ from datafree.runs.session import Session
 from datafree.settings import as_dict, identity
 from datafree.torch_utils.state import fingerprint
 
-# Of `BNStatistics.mismatch`. Five sound teachers have 0.4 to 1.0 for noise and 0.1 to 0.2 for the images of a
-# first synthesis; where the statistics are folded, averaged or were never updated, 0.7 to 6 and 0.3 to 2.
-FAR_FROM_NOISE, FAR_FROM_IMAGES = 0.6, 0.25
 FEW, LEAST_STEPS = 64, 5  # images looked at; steps of a synthesis after which they should fit
 
 
@@ -116,30 +113,27 @@ class Distillation:
         return distiller
 
     def _statistics_check(self, distiller: Distiller) -> Callable[[int], None]:
-        """What warns, after the first epoch, of a teacher whose BatchNorm statistics cannot be those of its
-        weights: they differ from those of noise, and after a synthesis from those of its images as well."""
+        """Warns of a teacher whose BatchNorm statistics cannot be those of its weights: at once where they
+        were never touched; else what is returned does, after the first epoch, when there are images."""
         s, session = self.settings, self.session
-        statistics = BNStatistics(session.teacher.network)
-        if not statistics.layers or not s.bn or "bn" not in METHODS[s.method].takes:
-            return lambda epoch: None
-        if statistics.untouched:
-            session.warn(UNTOUCHED)
-
-        def seen(images: torch.Tensor) -> float:
-            inputs = self.facts.normalize(to_float(images.to(session.device)))
-            with torch.no_grad(), statistics.capture():
-                session.teacher.network(inputs.contiguous(memory_format=torch.channels_last))
-            return statistics.mismatch()
-
-        shape = (FEW, self.facts.channels, self.facts.img_size, self.facts.img_size)
-        noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        network = session.teacher.network
+        by_statistics = s.bn and "bn" in METHODS[s.method].takes
+        known = misfit(network) if by_statistics else None
+        if known:
+            session.warn(known)
 
         def check(epoch: int) -> None:
-            if epoch or statistics.untouched or s.g_steps < LEAST_STEPS:
+            if epoch or known or not by_statistics or s.g_steps < LEAST_STEPS:
                 return
-            made = distiller.repository.images(torch.arange(min(FEW, len(distiller.repository))))
-            if seen(noise) > FAR_FROM_NOISE and seen(made) > FAR_FROM_IMAGES:
-                session.warn(UNLIKE)
+            rows = torch.arange(min(FEW, len(distiller.repository)))
+            noise = noise_like(FEW, (self.facts.channels, self.facts.img_size, self.facts.img_size))
+            seen = (
+                self.facts.normalize(to_float(images.to(session.device)))
+                for images in (noise, distiller.repository.images(rows))
+            )
+            found = misfit(network, *seen)
+            if found:
+                session.warn(found)
 
         return check
 

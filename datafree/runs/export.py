@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
 from datafree.networks.portable import EXPORT_CONFIG, SOURCE, TOLD
-from datafree.runs.files import STUDENT, STUDENT_BEST
+from datafree.runs.files import EXPORTED, STUDENT, STUDENT_BEST
 from datafree.runs.read import Run
 from datafree.runs.stored import NoSamples, read_samples, student_of
 from datafree.torch_utils import checkpoint
@@ -107,7 +108,7 @@ def export(
         if kind == "safetensors":
             from safetensors import torch as safetensors
 
-            state = {key: value.contiguous() for key, value in shipped.state_dict().items()}
+            state = {key: value.contiguous().clone() for key, value in shipped.state_dict().items()}
             file.write_bytes(
                 safetensors.save(state, {key: json.dumps(value) for key, value in metadata.items()})
             )
@@ -119,26 +120,28 @@ def export(
             import onnx
             import onnxruntime  # noqa: F401 (with which the file is checked)
 
-            torch.onnx.export(
-                shipped,
-                (example,),
-                file,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=(batch,),
-                dynamo=True,
-                external_data=False,
-                opset_version=opset,
-                verbose=False,
-            )
+            with redirect_stderr(io.StringIO()), without_logs():  # pages of it, before what it raises
+                torch.onnx.export(
+                    shipped,
+                    (example,),
+                    file,
+                    input_names=["image"],
+                    output_names=["logits"],
+                    dynamic_shapes=(batch,),
+                    dynamo=True,
+                    external_data=False,
+                    opset_version=opset,
+                    verbose=False,
+                )
             if opset and onnx.load(file).opset_import[0].version != opset:
                 raise ValueError(f"PyTorch does not write opset {opset}: leave out --opset, or give another")
     except ImportError as error:
         needed = {"onnx": "onnx onnxscript onnxruntime"}.get(kind, kind)
         raise UserError(f"--format {kind} needs packages that are missing: pip install {needed}") from error
     except Exception as error:  # the exporters raise many kinds for what they do not support
-        reason = next(iter(str(error).strip().splitlines()), "")
-        kind_of = type(error).__name__
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).strip().splitlines()), "")
+        kind_of = type(cause).__name__
         raise UserError(f"the network cannot be exported as {kind}: {kind_of}: {reason}") from error
 
 
@@ -146,7 +149,7 @@ def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
     """What goes beside `student.safetensors`, so that `networks.portable.load_student` reads the folder:
     files by name, and what the card says of them. A network of the user's own has its file among them."""
     content = checkpoint.read(run.path / (STUDENT_BEST if best else STUDENT))
-    told = {name: value for name, value in content.items() if name in TOLD}
+    told = EXPORTED | {name: value for name, value in content.items() if name in TOLD}
     files, text = {}, "\n`datafree.load_student(folder)` reads the student from this folder.\n"
     if content.get("arch_source"):
         files[SOURCE] = content["arch_source"].encode()
@@ -158,6 +161,17 @@ def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
         )
     files[EXPORT_CONFIG] = json.dumps(told, indent=2).encode()
     return files, text
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Without what libraries log, up to errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def require_folder(folder: Path) -> None:

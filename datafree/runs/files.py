@@ -17,6 +17,7 @@ IMAGES = "images"  # contact sheets of samples by class
 REPOSITORY = "repository"  # with `--export_repository`: every sample as PNG
 TENSORBOARD = "tensorboard"  # with `--tensorboard`: events
 LOCK = ".lock"  # held by the command that writes; tells that the folder is a run's
+EXPORTED = {"format": "datafree.student"}  # in the `config.json` of an exported student, and of no run
 EXPORT, EXPORT_BEST = "export", "export_best"  # what `export.py` makes of the student
 
 MARKS = (CONFIG, TRAINING, METRICS, CHECKPOINT)  # of a run that has begun

@@ -3,25 +3,28 @@ that calibration images show (QDQ format)."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
-from datafree.runs.export import milliseconds
+from datafree.runs.export import milliseconds, without_logs
 from datafree.samples import occurrences
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that int8 pays for
+ACTIVATIONS = ("Relu", "Clip")  # that ONNX Runtime takes into the quantisation before them
 BATCH = 32
 RANKED_ON = 16  # images by which layers are ranked
 NAMED = 5  # layers that lose most
@@ -61,9 +64,9 @@ def quantize(
         raise UserError(
             "int8: the network has no convolution and no matrix with constant weights to be quantised"
         )
-    chosen = {node.name for name, node in nodes.items() if only is not None and name in only}
+    chosen = _with_activations(parsed, nodes, only or ())
     kept = {node.name for name, node in nodes.items() if name in keep_float}
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, without_logs():
         file = Path(folder, "int8.onnx")
         try:
             quantization.quantize_static(
@@ -82,21 +85,61 @@ def quantize(
             raise UserError(
                 f"the network cannot be quantised to int8: {type(error).__name__}: {reason:.200}"
             ) from error
-        return file.read_bytes()
+        quantised = onnx.load(file)
+    _shield(quantised, kept)
+    return quantised.SerializeToString()
 
 
 def layers(model: ModelProto) -> dict[str, NodeProto]:
     """The layers with constant weights that can be quantised, in the order of the file, by the names that
     they have in PyTorch."""
     weights = {value.name for value in model.graph.initializer}
-    found = {}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    found: dict[str, NodeProto] = {}
     for node in model.graph.node:
         constant = [name for name in node.input if name in weights]
         if node.op_type in WITH_WEIGHTS and constant:
-            # Without the wrapper, see `runs.export.Shipped`; a matrix may have lost its name by being turned.
-            name = constant[0].removeprefix("student.").removesuffix(".weight")
+            name = constant[0].removesuffix(".weight")
+            if name == constant[0] or uses[constant[0]] > 1:  # turned, or shared by layers
+                name = _module_of(node)
+            name = name.removeprefix("student.")  # the wrapper, see `runs.export.Shipped`
             found[name if name not in found else node.name] = node
     return found
+
+
+def _module_of(node: NodeProto) -> str:
+    """The innermost module that PyTorch's exporter says a node is of, else the node's own name."""
+    for one in node.metadata_props:
+        if one.key == "pkg.torch.onnx.name_scopes":
+            scopes = [name for name in literal_eval(one.value)[:-1] if name]
+            return scopes[-1] if scopes else node.name
+    return node.name
+
+
+def _shield(model: ModelProto, kept: Collection[str]) -> None:
+    """Have layers that stay in float stay there: of one between a dequantised input and a quantised output
+    ONNX Runtime quantises the weights itself when it loads the file, all channels alike. A maximum with the
+    lowest number there is, which changes nothing, hides the input from it."""
+    from onnx import helper, numpy_helper
+
+    produced = {output: node.op_type for node in model.graph.node for output in node.output}
+    for place, node in reversed(list(enumerate(model.graph.node))):
+        if node.name in kept and produced.get(node.input[0]) == "DequantizeLinear":
+            lowest, shielded = f"{node.name}_lowest", f"{node.name}_input"
+            value = np.array(np.finfo(np.float32).min, np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(value, lowest))
+            maximum = helper.make_node("Max", [node.input[0], lowest], [shielded], f"{node.name}_shield")
+            node.input[0] = shielded
+            model.graph.node.insert(place, maximum)
+
+
+def _with_activations(model: ModelProto, nodes: Mapping[str, NodeProto], names: Collection[str]) -> set[str]:
+    """The nodes of layers of these names, and the activations behind them, in whose range their output is
+    quantised: alone, a convolution would be charged with what its ReLU cuts off."""
+    wanted = [node for name, node in nodes.items() if name in names]
+    outputs = {output for node in wanted for output in node.output}
+    behind = (node for node in model.graph.node if node.op_type in ACTIVATIONS and node.input[0] in outputs)
+    return {node.name for node in (*wanted, *behind)}
 
 
 def count_layers(model: bytes) -> int:
@@ -160,7 +203,7 @@ def judge(
     reference: Tensor,
     images: Callable[[], Iterable[Tensor]],
     labels: Tensor | None = None,
-    network: Callable[[Tensor], Tensor] | None = None,
+    network: nn.Module | None = None,
 ) -> Judged:
     """How a file does beside the float network.
 
@@ -170,18 +213,21 @@ def judge(
         reference: the classes that the float network gives the images, int64 (N,).
         images: makes batches of them, uint8 (n, C, H, W).
         labels: int64 (N,) of real images; None for others.
-        network: what is judged in the file's place, images to logits.
+        network: what is judged in the file's place: a network in PyTorch.
     """
-    network = network or OnnxNetwork(model)
+    asked = network or OnnxNetwork(model)
+    size = len(model)
+    if network:
+        size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     with torch.no_grad():
-        chosen = torch.cat([network(to_float(batch)).argmax(1) for batch in images()])
+        chosen = torch.cat([asked(to_float(batch)).argmax(1) for batch in images()])
     batch = to_float(next(iter(images())))[:BATCH]
     return Judged(
         name,
         100 * (chosen == reference).double().mean().item(),
         None if labels is None else 100 * (chosen == labels).double().mean().item(),
-        len(model) / 1e6,
-        milliseconds(network, batch) / len(batch),
+        size / 1e6,
+        milliseconds(asked, batch) / len(batch),
     )
 
 
@@ -284,14 +330,3 @@ def _needed() -> Iterator[None]:
         yield
     except ImportError as error:
         raise UserError(f"int8 needs packages that are missing: pip install {NEEDED}") from error
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without ONNX Runtime's advice in the log."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

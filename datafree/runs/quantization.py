@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,9 +16,9 @@ from tqdm import tqdm
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
-from datafree.data.pixels import to_float
+from datafree.data.pixels import noise_like, to_float
 from datafree.errors import UserError
-from datafree.networks.bn_statistics import UNTOUCHED, BNStatistics
+from datafree.networks.bn_statistics import misfit
 from datafree.networks.examine import NO_STATISTICS
 from datafree.networks.teacher import Teacher, prepare_teacher
 from datafree.runs import int8
@@ -29,6 +30,7 @@ from datafree.settings import QuantizeSettings, Settings
 from datafree.torch_utils.device import choose_device
 from datafree.torch_utils.precision import found_precision
 
+NOISE, JUDGED = 16, 64  # images of noise; images that are made to judge by, where there are no real ones
 MOST_JUDGED = 2_000  # samples, where there are no test images
 FLOAT, INT8, CARD = FILES = "float.onnx", "int8.onnx", "int8.md"
 
@@ -53,19 +55,27 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
     settings = replace(settings, amp=found_precision(settings.amp, device))
     teacher = prepare_teacher(settings, device)
     print(f"{own.teacher}: {teacher.found}")
-    doubts = [] if teacher.found.bn_layers else [NO_STATISTICS]
-    doubts += [UNTOUCHED] if BNStatistics(teacher.network).untouched else []
-    for warning in (*teacher.warnings, *doubts):
-        print(colored(f"warning: {warning}", "yellow"))
+    for warning in (*teacher.warnings, *([] if teacher.found.bn_layers else [NO_STATISTICS])):
+        _warn(warning)
     real = _real_images(own, teacher)
+    facts = teacher.data
     require_folder(folder)
-    images, hit_rate = _make_images(own, settings, teacher, device, weigh_bn)
-    print(f"{len(images)} images, {100 * hit_rate:.0f} % of the class asked for")
-    model = _as_onnx(Shipped(teacher.network.cpu(), teacher.data.mean, teacher.data.std).eval(), images)
+    # First, so that a network which cannot be exported is told before images are made of it.
+    noise = noise_like(NOISE, (facts.channels, facts.img_size, facts.img_size))
+    shipped = Shipped(copy.deepcopy(teacher.network).cpu().float(), facts.mean, facts.std).eval()
+    model = _as_onnx(shipped, noise)
+    images, hit_rate = _make_images(own, settings, teacher, device, weigh_bn, 0 if real else JUDGED)
+    images, others = images[: own.calibration], images[own.calibration :]
+    made = f"{len(images)} images, {100 * hit_rate:.0f} % of those made of the class asked for"
+    print(made)
+    seen = (facts.normalize(to_float(some[:NOISE].to(device))) for some in (noise, images))
+    doubt = misfit(teacher.network, *seen)
+    if doubt:
+        _warn(doubt)
 
     def judged() -> Iterator[Tensor]:
         if real is None:
-            yield from images.split(int8.BATCH)
+            yield from others.split(int8.BATCH)
         else:
             yield from (batch for batch, _ in real.batches(int8.BATCH))
 
@@ -83,8 +93,8 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
             compared,
             lambda _: bar.update(),
         )
-    report = quantized.report(f"{len(real):,} real images" if real else f"these {len(images):,} images")
-    card = _card(own, settings, teacher, report)
+    report = quantized.report(f"{len(real):,} real images" if real else f"{len(others)} other images")
+    card = _card(own, settings, teacher, made, report)
     write_files(folder, {FLOAT: model, INT8: quantized.file, CARD: card.encode(errors="backslashreplace")})
     print(f"{report}\n\n{folder / INT8}, {folder / FLOAT}, {folder / CARD}")
 
@@ -164,12 +174,23 @@ def _real_images(own: QuantizeSettings, teacher: Teacher) -> ImageSet | None:
     return images.for_channels(facts.channels)
 
 
+def _warn(text: str) -> None:
+    print(colored(f"warning: {text}", "yellow"))
+
+
 def _make_images(
-    own: QuantizeSettings, settings: Settings, teacher: Teacher, device: torch.device, weigh_bn: bool
+    own: QuantizeSettings,
+    settings: Settings,
+    teacher: Teacher,
+    device: torch.device,
+    weigh_bn: bool,
+    more: int,
 ) -> tuple[Tensor, float]:
-    """See `make_images`; with a progress bar."""
-    calls = -(-own.calibration // own.synthesis_batch_size)
-    with tqdm(desc="images", total=calls * settings.g_steps, unit="step") as bar:
+    """See `make_images`; `more` than there are to calibrate with. With a progress bar."""
+    count = own.calibration + more
+    calls = -(-count // settings.synthesis_samples)
+    per_call = settings.g_steps * (settings.synthesis_samples // settings.synthesis_batch_size)
+    with tqdm(desc="images", total=calls * per_call, unit="step") as bar:
         return make_images(
             settings,
             teacher.network,
@@ -177,7 +198,7 @@ def _make_images(
             teacher.data.img_size,
             teacher.data.num_classes,
             device,
-            own.calibration,
+            count,
             weigh_bn,
             bar.update,
         )
@@ -190,15 +211,15 @@ def _as_onnx(shipped: Shipped, images: Tensor) -> bytes:
         return file.read_bytes()
 
 
-def _card(own: QuantizeSettings, settings: Settings, teacher: Teacher, report: str) -> str:
-    facts, weights = teacher.data, Path(teacher.file or "those that it is made with").name
+def _card(own: QuantizeSettings, settings: Settings, teacher: Teacher, images: str, report: str) -> str:
+    facts, weights = teacher.data, teacher.file or "those that it is made with"
     shape = f"(N, {facts.channels}, {facts.img_size}, {facts.img_size})"
     made = f"{settings.method}, {settings.g_steps} steps, seed {settings.seed}"
     return f"""# {own.teacher} in int8, calibrated without data
 
 - File: `{INT8}` (`{FLOAT}` is the same network in float). Weights: {weights}.
 - Input: images {shape} in [0, 1], which it normalises itself. Output: logits (N, {facts.num_classes}).
-- Calibrated on {own.calibration} images that were made from the network alone ({made}).
+- Calibrated on images that were made from the network alone ({made}): {images}.
 - Milliseconds: ONNX Runtime on a CPU, {torch.get_num_threads()} threads, batches of {int8.BATCH}.
 
 {report}

@@ -14,7 +14,7 @@ from typing import Any
 from datafree.errors import UserError
 from datafree.methods import METHODS
 from datafree.networks.names import NetworkName, Pair
-from datafree.runs.files import CONFIG, EXPORT, EXPORT_BEST, METRICS, SUMMARY
+from datafree.runs.files import CONFIG, EXPORTED, METRICS, SUMMARY
 from datafree.runs.schema import LISTS, config_of, metrics_of, read_json, read_text, summary_of
 from datafree.settings import FIELDS, TABLE
 
@@ -139,7 +139,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     for path in paths:
         own = path / CONFIG
         found = [own] if own.is_file() else sorted(path.rglob(own.name))
-        found = [config for config in found if config.parent.name not in (EXPORT, EXPORT_BEST)]
+        found = [config for config in found if not is_export(config)]
         if not found:
             raise UserError(f"no run in {path}: name a run folder, or a folder of some")
         for config in found:
@@ -148,6 +148,14 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
             else:
                 unfinished.append(config.parent)
     return list(runs.values()), unfinished
+
+
+def is_export(config: Path) -> bool:
+    """Whether a `config.json` is that of an exported student, and not of a run."""
+    try:
+        return EXPORTED.items() <= read_json(config).items()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def read_run(path: Path, finished: bool = True) -> Run:
