@@ -57,6 +57,14 @@ def epochs_done(folder: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
+def size_of(file: Path) -> int:
+    """In bytes; 0 where there is none, as when a run that had no checkpoint yet begins anew."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def wait_for(
     moment: str, folder: Path, process: subprocess.Popen, rng: random.Random, most_epochs: int
 ) -> None:
@@ -64,20 +72,20 @@ def wait_for(
     temporary, metrics = folder / "checkpoint.pth.tmp", folder / "metrics.jsonl"
     temporary.unlink(missing_ok=True)  # of a kill before
     log = folder / "log.txt"
-    size = log.stat().st_size if log.exists() else 0
+    size = size_of(log)
     while process.poll() is None:  # until the run is under way
-        if log.exists() and log.stat().st_size > size:
+        if size_of(log) > size:
             break
         time.sleep(0.005)
     wanted = epochs_done(folder) + rng.randint(0, most_epochs)
     while process.poll() is None and epochs_done(folder) < wanted:
         time.sleep(0.005)
-    size = metrics.stat().st_size if metrics.exists() else 0
+    size = size_of(metrics)
     deadline = time.monotonic() + rng.uniform(0, 1.5)
     while process.poll() is None:
         if moment == "inside a save" and temporary.exists():
             return
-        if moment == "between phases" and metrics.exists() and metrics.stat().st_size != size:
+        if moment == "between phases" and size_of(metrics) != size:
             return
         if moment == "at random" and time.monotonic() > deadline:
             return
