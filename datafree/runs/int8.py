@@ -170,10 +170,6 @@ class OnnxNetwork:
         """Logits (N, classes) of images, float32 (N, C, H, W) in [0, 1]."""
         return torch.from_numpy(self._session.run(None, {"image": images.numpy()})[0])
 
-    def classes(self, images: Iterable[Tensor]) -> Tensor:
-        """The class that it gives each image, int64; `images` are batches, uint8 (n, C, H, W)."""
-        return torch.cat([self(to_float(batch)).argmax(1) for batch in images])
-
 
 def damage(
     model: bytes, images: Tensor, on_layer: Callable[[str], Any] = lambda name: None
@@ -195,40 +191,6 @@ def damage(
         found[name] = ((ours - theirs).square().mean() / ours.var().clamp_min(1e-12)).item()
         on_layer(name)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
-
-
-def judge(
-    name: str,
-    model: bytes,
-    reference: Tensor,
-    images: Callable[[], Iterable[Tensor]],
-    labels: Tensor | None = None,
-    network: nn.Module | None = None,
-) -> Judged:
-    """How a file does beside the float network.
-
-    Args:
-        name: what it is called in a table.
-        model: an ONNX file.
-        reference: the classes that the float network gives the images, int64 (N,).
-        images: makes batches of them, uint8 (n, C, H, W).
-        labels: int64 (N,) of real images; None for others.
-        network: what is judged in the file's place: a network in PyTorch.
-    """
-    asked = network or OnnxNetwork(model)
-    size = len(model)
-    if network:
-        size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
-    with torch.no_grad():
-        chosen = torch.cat([asked(to_float(batch)).argmax(1) for batch in images()])
-    batch = to_float(next(iter(images())))[:BATCH]
-    return Judged(
-        name,
-        100 * (chosen == reference).double().mean().item(),
-        None if labels is None else 100 * (chosen == labels).double().mean().item(),
-        size / 1e6,
-        milliseconds(asked, batch) / len(batch),
-    )
 
 
 def table(rows: Sequence[Judged], judged_on: str) -> str:
@@ -269,6 +231,7 @@ def quantize_and_judge(
     labels: Tensor | None = None,
     keep_float: int = 0,
     real: Tensor | None = None,
+    in_pytorch: nn.Module | None = None,
     on_layer: Callable[[str], Any] = lambda name: None,
 ) -> Quantized:
     """A network in int8, beside one that is calibrated on random images.
@@ -280,22 +243,43 @@ def quantize_and_judge(
         labels: int64 of these, where they are real.
         keep_float: number of layers to leave in float, those that lose most.
         real: real images to calibrate on as well, for comparison.
+        in_pytorch: the float network, to be timed as well.
         on_layer: see `damage`.
     """
     inputs = to_float(images)
     lost = damage(model, inputs, on_layer)
     kept = tuple(lost)[:keep_float]
     noise = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0))
+    ours = quantize(model, inputs, kept)
     files = {
         "float": model,
-        f"int8, calibrated on {len(images)} synthesised images": quantize(model, inputs, kept),
+        f"int8, calibrated on {len(images)} synthesised images": ours,
         f"int8, calibrated on {len(images)} random images": quantize(model, noise, kept),
     }
     if real is not None:
         files[f"int8, calibrated on {len(real)} real images"] = quantize(model, to_float(real), kept)
-    reference = OnnxNetwork(model).classes(judged())
-    rows = [judge(name, file, reference, judged, labels) for name, file in files.items()]
-    return Quantized(list(files.values())[1], rows, lost, kept)
+    networks: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+        name: (OnnxNetwork(file), len(file)) for name, file in files.items()
+    }
+    if in_pytorch:
+        size = sum(value.numel() * value.element_size() for value in in_pytorch.state_dict().values())
+        networks["float, PyTorch"] = in_pytorch, size
+    batch = to_float(next(iter(judged())))
+    rows, reference = [], None
+    for name, (network, size) in networks.items():
+        with torch.no_grad():
+            chosen = torch.cat([network(to_float(some)).argmax(1) for some in judged()])
+        reference = chosen if reference is None else reference  # the float file comes first
+        rows.append(
+            Judged(
+                name,
+                100 * (chosen == reference).double().mean().item(),
+                None if labels is None else 100 * (chosen == labels).double().mean().item(),
+                size / 1e6,
+                milliseconds(network, batch) / len(batch),
+            )
+        )
+    return Quantized(ours, rows, lost, kept)
 
 
 def balanced(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:

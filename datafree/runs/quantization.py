@@ -91,7 +91,7 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
             real.labels if real else None,
             own.keep_float,
             compared,
-            lambda _: bar.update(),
+            on_layer=lambda _: bar.update(),
         )
     report = quantized.report(f"{len(real):,} real images" if real else f"{len(others)} other images")
     card = _card(own, settings, teacher, made, report)
@@ -138,10 +138,8 @@ def quantize_student(
     labels = real.labels if real else None
     with tqdm(desc="layers", total=int8.count_layers(model), unit="layer") as bar:
         quantized = int8.quantize_and_judge(
-            model, samples.images(chosen), judged, labels, on_layer=lambda _: bar.update()
+            model, samples.images(chosen), judged, labels, in_pytorch=shipped, on_layer=lambda _: bar.update()
         )
-    reference = int8.OnnxNetwork(model).classes(judged())
-    quantized.rows.insert(1, int8.judge("float, PyTorch", model, reference, judged, labels, shipped))
     return quantized.file, quantized.report(judged_on)
 
 
