@@ -1,8 +1,9 @@
 # Sourced by the table scripts, which name their rows with `row` and end with `finish`.
 #
-# Environment: DATA_ROOT (default data), SEEDS (default "0"), EXTRA (more flags for every row; give other flags
-# another RUNS), RUNS (where run folders go, default run), DRY_RUN=1 (print the commands only), SMOKE=1 (the
-# same rows without data, with tiny budgets and untrained teachers, to see that each of them runs), PYTHON.
+# Environment: DATA_ROOT (default data), SEEDS (default "0"), ONLY="bsr fast" (these rows alone), EXTRA (more flags for
+# every row; give other flags another RUNS), RUNS (where run folders go, default run), DRY_RUN=1 (print the commands
+# only), SMOKE=1 (the same rows without data, with tiny budgets and untrained teachers, to see that each of them runs),
+# PYTHON.
 # Finished runs are skipped, unfinished ones continued; a failed one is listed at the end and stops no other.
 # Ctrl-C stops all.
 set -uo pipefail
@@ -35,6 +36,7 @@ smoke_teacher() { # teacher file
 row() { # name dataset teacher student [flags]
     local name=$1 dataset=$2 teacher=$3 student=$4 seed
     shift 4
+    [[ -z "${ONLY:-}" || " $ONLY " == *" $name "* ]] || return 0
     for seed in ${SEEDS:-0}; do
         local folder=$RUNS/$TABLE/$dataset-$teacher-$student-$name-seed$seed
         local command=("$PYTHON" -u bsr_main.py --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
