@@ -3,10 +3,9 @@
 # on one CPU core. The teacher is the public resnet20 of akamaster (github.com/akamaster/pytorch_resnet_cifar10),
 # resnet20-12fca82f.th (91.73 %); TEACHER is its file. See common.sh.
 source "$(dirname "$0")/common.sh"
-off "${SMOKE:-}" && amp=bf16 || amp=off
 teacher=$(absolute "${TEACHER:-checkpoints/pretrained/resnet20-12fca82f.th}")
 same=(--teacher_ckpt "$teacher" --mean imagenet --batch_size 128 --kd_steps 60 --ep_steps 60 --eval_every 10
-    --amp $amp --device cpu)
+    --amp bf16 --device cpu)
 
 # Stored samples: ten epochs of 128 before the student starts, 10,240 in all. The published steps of cmi (200) and
 # deepinv (1,000) would take hours.
