@@ -527,8 +527,9 @@ class RealImageKD:
     )
     transfer_set: str | None = setting(
         None,
-        Kind(TEXT.check, metavar="DATASET|DIR"),
-        "images to distil with: another dataset's training split, or a folder of images without labels",
+        Kind(TEXT.check, metavar="DATASET|DIR|noise"),
+        "images to distil with: another dataset's training split, a folder of images without labels, or "
+        "50,000 images of noise",
         default_text="the dataset's training split",
     )
     epochs: int = setting(200, COUNT, "passes over the images")

@@ -34,15 +34,25 @@ smoke_teacher() { # teacher file
 }
 
 row() { # name dataset teacher student [flags]
-    local name=$1 dataset=$2 teacher=$3 student=$4 seed
-    shift 4
+    rows_of bsr_main.py "$@"
+}
+kd_row() { # name dataset teacher student [flags]
+    rows_of vanilla_kd.py "$@"
+}
+rows_of() { # script name dataset teacher student [flags]
+    local script=$1 name=$2 dataset=$3 teacher=$4 student=$5 seed
+    shift 5
     [[ -z "${ONLY:-}" || " $ONLY " == *" $name "* ]] || return 0
     for seed in ${SEEDS:-0}; do
         local folder=$RUNS/$TABLE/$dataset-$teacher-$student-$name-seed$seed
-        local command=("$PYTHON" -u bsr_main.py --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
+        local command=("$PYTHON" -u "$script" --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
             --data_root "$DATA_ROOT" --seed "$seed" --save_dir "$folder")
         if off "${SMOKE:-}"; then
-            command+=(--test_teacher)
+            [ "$script" = vanilla_kd.py ] || command+=(--test_teacher)
+        elif [ "$script" = vanilla_kd.py ]; then
+            local file=$RUNS/smoke-teachers/$teacher.pth
+            smoke_teacher "$teacher" "$file"
+            command+=(--dataset digits --teacher_ckpt "$file" --epochs 1 --batch_size 10000)
         else
             local file=$RUNS/smoke-teachers/$teacher.pth
             smoke_teacher "$teacher" "$file"

@@ -161,12 +161,14 @@ def test_kd_with_other_images_and_with_labels(cwd):
         "both": ["--beta", 2],
         "hard": ["--alpha", 0, "--beta", 2],
         "folder": ["--transfer_set", "other"],
+        "noise": ["--transfer_set", "noise", "--batch_size", 25000, "--img_size", 8],
         "own": ["--transfer_set", "folder", "--beta", 2],
     }.items():
         done = run_here("vanilla_kd.py", *short, *more, "--lr", 1e-9, "--save_dir", name, cwd=cwd)
         assert done.returncode == 0, done.stderr
         losses[name] = metrics(cwd / name)[0]["loss"]
         assert ("30 images" in done.stdout) == (name == "folder")
+        assert ("50,000 images" in done.stdout) == (name == "noise")
     assert losses["half"] == pytest.approx(losses["soft"] / 2, rel=1e-4)
     assert losses["both"] == pytest.approx(losses["soft"] + losses["hard"], rel=1e-4) == losses["own"]
     assert json.loads((cwd / "folder/config.json").read_text())["method"] == "vanilla_kd_transfer"

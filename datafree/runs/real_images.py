@@ -33,6 +33,8 @@ from datafree.torch_utils import checkpoint
 from datafree.torch_utils.precision import at_least_single
 from datafree.torch_utils.state import fingerprint
 
+NOISE = "noise"  # as `--transfer_set`
+
 
 def training_folder(output: Path) -> Path:
     """Where a training says how far it has come: beside the checkpoint that it is to write."""
@@ -226,8 +228,21 @@ def transfer_set(settings: KDSettings, run: TrainingRun, facts: DataFacts) -> Im
     s, name = settings, settings.transfer_set or settings.dataset
     if s.beta and name != s.dataset:
         raise UserError("--beta needs labels of the teacher's classes: leave out --transfer_set, or --beta")
+    if name == NOISE:
+        return noise(facts.img_size)
     if name in SPECS:
         return run.load_split(name, "train", facts.img_size)
     if Path(name).is_dir():
         return load_folder(Path(name), facts.img_size, s.workers)
     raise UserError(f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, SPECS)}")
+
+
+def noise(img_size: int) -> ImageSet:
+    """50,000 images of independent uniform pixels; each is made when it is read, always the same."""
+
+    def image(index: int) -> Tensor:
+        rng = torch.Generator().manual_seed(index)
+        return torch.randint(256, (3, img_size, img_size), generator=rng, dtype=torch.uint8)
+
+    labels = torch.zeros(50_000, dtype=torch.long)
+    return ImageSet(lambda indices: torch.stack([image(i) for i in indices.tolist()]), labels, ("noise",))
