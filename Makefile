@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 	$(PY) train_scratch.py --dataset digits --model wrn16_1 --epochs 12 --batch-size 64 --lr 0.1 --wd 5e-4 \
 	    --seed $(SEED) --output $(DEMO)/teacher.pth --overwrite
 	$(PY) bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt $(DEMO)/teacher.pth --student wrn16_1 \
-	    --batch_size 64 --epochs 30 --warmup 5 --kd_steps 30 --ep_steps 30 --g_steps 5 --test_teacher \
+	    --batch_size 64 --epochs 30 --warmup 5 --kd_steps 30 --ep_steps 30 --g_steps 10 --bn 2 --test_teacher \
 	    --seed $(SEED) --save_dir $(DEMO)/student --overwrite
 
 test: $(INSTALLED)

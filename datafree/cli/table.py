@@ -9,7 +9,7 @@ from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.kinds import choice
 from datafree.results.published import Published
-from datafree.results.tables import RENDER, as_csv, collect, compare, make_tables
+from datafree.results.tables import RENDER, as_csv, by_accuracy, collect, compare, make_tables, only
 from datafree.runs.read import find_runs
 
 FORMATS = (*RENDER, "csv")
@@ -32,6 +32,17 @@ def build_parser() -> cli.Parser:
         help="mean difference of two rows, as the table names them, over the seeds they share",
     )
     parser.add_argument(
+        "--against",
+        metavar="ROW",
+        help="a column of each row's mean difference from this one, paired by seed",
+    )
+    parser.add_argument(
+        "--columns",
+        metavar="NAME,...",
+        help='these columns alone, such as "seeds,last,stored" (default: all)',
+    )
+    parser.add_argument("--sort", action="store_true", help="the highest accuracy of the last epoch first")
+    parser.add_argument(
         "--checkpoints",
         type=Path,
         default=Path("checkpoints/pretrained"),
@@ -42,8 +53,10 @@ def build_parser() -> cli.Parser:
 
 def run() -> None:
     args = build_parser().parse_args()
-    if args.compare and args.format == "csv":
-        raise UserError("--compare is a sentence, which has no place in a CSV file: use another --format")
+    if (args.compare or args.against or args.columns) and args.format == "csv":
+        raise UserError(
+            "CSV has every column, and a line a row: leave out --compare, --against and --columns"
+        )
     runs, unfinished = find_runs(args.runs)
     for path in unfinished:
         print(f"not finished, left out: {path}", file=sys.stderr)
@@ -53,7 +66,12 @@ def run() -> None:
     if args.format == "csv":
         text = as_csv(rows, published)
     else:
-        tables = make_tables(rows, published, args.checkpoints)
+        if args.sort:
+            rows = by_accuracy(rows)
+        tables = make_tables(rows, published, args.checkpoints, args.against)
+        if args.columns:  # the table of methods by pairs has the pairs for columns
+            columns = [name.strip() for name in args.columns.split(",")]
+            tables = (only(table, columns) if "last" in table.headings else table for table in tables)
         text = "\n".join(map(RENDER[args.format], tables))
     if args.compare:
         text += "\n" + compare(rows, *args.compare)

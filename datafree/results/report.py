@@ -98,7 +98,9 @@ def agreement_note(shown: Sequence[Shown]) -> str:
 
 def each(shown: Sequence[Shown], draw: Callable[[Shown], Figure | None], text: str) -> str:
     """A figure for each run that has what it shows."""
-    return "".join(figure_html(draw(one), f"{text}, {one.name}", caption_start(one, shown)) for one in shown)
+    return "".join(
+        figure_html(draw(one), text, caption_start(one, shown), f"{text}, {one.name}") for one in shown
+    )
 
 
 def each_sheet(shown: Sequence[Shown]) -> str:
@@ -117,14 +119,17 @@ def caption_start(one: Shown, shown: Sequence[Shown]) -> str:
     return f"<b>{html.escape(one.name)}</b>. " if len(shown) > 1 else ""
 
 
-def figure_html(figure: Figure | None, text: str, before: str = "") -> str:
+def figure_html(figure: Figure | None, text: str, before: str = "", told: str = "") -> str:
     """A figure as inline SVG with its caption; closes it.
 
     Args:
         figure: nothing comes of None.
-        text: the caption, different from those of the page's other figures.
+        text: the caption.
         before: HTML that the caption begins with.
+        told: what is read to those who cannot see the figure, different from that of the page's other
+            figures; by default the caption.
     """
+    told = told or text
     if figure is None:
         return ""
     figure.tight_layout()
@@ -133,9 +138,9 @@ def figure_html(figure: Figure | None, text: str, before: str = "") -> str:
     plt.close(figure)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    salt = f"f{zlib.crc32(text.encode())}"  # figures of one page must not share the names of their parts
+    salt = f"f{zlib.crc32(told.encode())}"  # figures of one page must not share the names of their parts
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{salt}-", svg)
-    label = f'role="img" aria-label="{html.escape(text)}"'
+    label = f'role="img" aria-label="{html.escape(told)}"'
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: label, svg, count=1)
     return _in_figure(svg, before + html.escape(text))
 

@@ -45,29 +45,29 @@ def _line(axis: Axes, one: Shown, values: np.ndarray) -> None:
     axis.plot(one.epochs[there], values[there], color=one.color, marker=marker, markersize=4, linewidth=1.4)
 
 
+def _name_classes(axis: Axes, one: Shown) -> None:
+    """The names of the classes along the bottom."""
+    names = [name[:14] for name in one.classes]
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+
+
 def accuracy_figure(shown: Sequence[Shown]) -> Figure:
     """Accuracy by epoch with that of the teacher, or agreement."""
     figure, axis = _new_axis(3.0)
+    ends = []
     for one in shown:
         accuracy = one.column("test_top1")
         if one.has("evaluated"):  # a run of an earlier version was evaluated after every epoch
             accuracy = np.where(one.column("evaluated") == 1, accuracy, np.nan)
         _line(axis, one, accuracy)
         for place in np.flatnonzero(np.isfinite(accuracy))[-1:]:
-            axis.annotate(
-                f"{accuracy[place]:.2f}",
-                (one.epochs[place], accuracy[place]),
-                xytext=(4, 0),
-                color=one.color,
-                textcoords="offset points",
-                va="center",
-                annotation_clip=False,
-            )
+            ends.append((one.epochs[place], accuracy[place], f"{accuracy[place]:.2f}", one.color))
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")
     what = "test accuracy" if all(one.run.accurate for one in shown) else "accuracy or agreement"
     axis.set(xlabel="epoch", ylabel=f"{what}, %  (dotted: teacher)")
+    style.label_ends(axis, ends)
     return figure
 
 
@@ -180,7 +180,7 @@ def factors_figure(one: Shown) -> Figure | None:
             top = max(top, float(np.nanmax(np.append(high, np.nanpercentile(factors, 99.5)))))
     axes[0].set_ylim(max(0, float(np.nanmin(low)) - 0.1) if np.isfinite(low).any() else 0, top * 1.05)
     if classes <= MANY:
-        axes[1].set_xticks(range(classes), [name[:8] for name in one.classes])
+        _name_classes(axes[1], one)
     axes[1].set_xlabel("class")
     return figure
 
@@ -225,7 +225,7 @@ def recall_figure(one: Shown) -> Figure | None:
         bottom.bar(places, counts, width, color="#b0b0b0")
         bottom.set_ylabel("samples")
     if len(recall) <= MANY:
-        bottom.set_xticks(places, [name[:8] for name in one.classes])
+        _name_classes(bottom, one)
     bottom.set_xlabel("class")
     return figure
 

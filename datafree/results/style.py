@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.isotonic import isotonic_regression
 
 # Petroff (2021), "Accessible color sequences for data visualization".
 COLORS = (
@@ -40,6 +43,31 @@ def use() -> None:
             "legend.frameon": False,
         }
     )
+
+
+def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Text to the right of lines' ends, none over another. For when the axis has its limits.
+
+    Args:
+        ends: x, y, text and colour of each, x and y in data coordinates.
+    """
+    if not ends:
+        return
+    low, high = axis.get_ylim()
+    line = 1.25 * mpl.rcParams["font.size"] / 72 * axis.figure.dpi / axis.bbox.height
+    ends = sorted(ends, key=lambda end: end[1])
+    below = np.arange(len(ends)) * line * (high - low)
+    places = isotonic_regression(np.array([end[1] for end in ends]) - below) + below
+    for (x, _, text, color), place in zip(ends, places, strict=True):
+        axis.annotate(
+            text,
+            (x, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def class_colors(count: int) -> np.ndarray:

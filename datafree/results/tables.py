@@ -73,7 +73,9 @@ def collect(runs: Sequence[Run]) -> list[Row]:
     return sorted((Row(*key, members) for key, members in rows.items()), key=order)
 
 
-def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) -> Iterator[Table]:
+def make_tables(
+    rows: Sequence[Row], published: Published, checkpoints: Path, against: str | None = None
+) -> Iterator[Table]:
     """For each dataset: a table of methods by pairs, if there are several pairs; then for each pair a table
     of all measures.
 
@@ -81,7 +83,13 @@ def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) ->
         rows: from `collect`.
         published: the figures of the papers.
         checkpoints: folder in which `train_scratch.py` left the accuracy of students.
+        against: label of a row; the tables of a pair then have a column of the others' differences from it.
+
+    Raises:
+        UserError: there is no such row.
     """
+    if against is not None:
+        require_known(rows, against)
     for dataset in dict.fromkeys(row.dataset for row in rows):
         by_pair: dict[Pair, list[Row]] = defaultdict(list)
         for row in rows:
@@ -93,7 +101,7 @@ def make_tables(rows: Sequence[Row], published: Published, checkpoints: Path) ->
         if len(by_pair) > 1:
             yield overview(dataset, by_pair, yardsticks, published)
         for pair, members in by_pair.items():
-            yield details(members, yardsticks[pair], published)
+            yield details(members, yardsticks[pair], published, against)
 
 
 def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
@@ -164,12 +172,22 @@ def overview(
     return Table(caption, ["method", *map(str, by_pair)], lines)
 
 
-def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -> Table:
-    """A line for each method on one pair, a column for each measure."""
+def details(
+    rows: Sequence[Row], yardsticks: Yardsticks, published: Published, against: str | None = None
+) -> Table:
+    """A line for each method on one pair, a column for each measure, and one for the differences from the row
+    `against`."""
     rest = [measure.heading for measure in (*PROTOCOL.values(), *BALANCE.values(), *COST.values())]
+    if against is not None:
+        rest = [f"minus {against}", *rest]
+    other = next((row for row in rows if row.label == against), None)
     headings = ["method", "seeds", "last", "published", *rest]
     blank = [""] * len(rest)
-    lines = [[name, "", measured, figure, *blank] for name, (measured, figure) in yardsticks.items()]
+    lines = [
+        [name, "", measured, figure, *blank]
+        for name, (measured, figure) in yardsticks.items()
+        if (measured, figure) != ("-", "-")
+    ]
     for row in rows:
         lines.append(
             [
@@ -177,6 +195,7 @@ def details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published) -
                 " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
                 spread(row.values("last_top1")),
                 published.text(row.runs[0]),
+                *([] if against is None else [_minus(row, other)]),
                 *(spread(row.values(name)) for name in PROTOCOL),
                 *(spread(row.values(name), 3) for name in BALANCE),
                 *(
@@ -200,6 +219,52 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
+class Difference(NamedTuple):
+    """Of two rows in the last epoch's accuracy, in points, over the seeds they share: the mean, and the half
+    width of its 95 % confidence interval (Student's t, paired), NaN for a single seed."""
+
+    mean: float
+    half: float
+    seeds: int
+
+    @property
+    def interval(self) -> str:
+        return f"{self.mean - self.half:+.2f} to {self.mean + self.half:+.2f}"
+
+
+def difference(first: Row, second: Row) -> Difference | None:
+    """None where they share no seed."""
+    a, b = ({run.seed: run.summary["last_top1"] for run in row.runs} for row in (first, second))
+    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    if not differences:
+        return None
+    half = math.nan
+    if len(differences) > 1:
+        from scipy.stats import t  # it takes long to import, and only this needs it
+
+        half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return Difference(mean(differences), half, len(differences))
+
+
+def _minus(row: Row, other: Row | None) -> str:
+    """The cell of a row's difference from another."""
+    found = None if other is None or row is other else difference(row, other)
+    if found is None:
+        return "-"
+    return f"{found.mean:+.2f}" + (f" ({found.interval})" if found.seeds > 1 else "")
+
+
+def require_known(rows: Sequence[Row], *names: str) -> None:
+    """Raises:
+    UserError: no row has that label.
+    """
+    known = sorted({row.label for row in rows})
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+            raise UserError(f"no runs of {name}{hint}")
+
+
 def compare(rows: Sequence[Row], first: str, second: str) -> str:
     """The mean difference of two methods in the last epoch's accuracy over the seeds they share, with its
     95 % confidence interval (Student's t, paired): a line for each dataset and pair.
@@ -211,29 +276,48 @@ def compare(rows: Sequence[Row], first: str, second: str) -> str:
     Raises:
         UserError: there is no such method, or none of their runs share a seed.
     """
-    known = sorted({row.label for row in rows})
-    for name in (first, second):
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-            raise UserError(f"no runs of {name}{hint}")
+    require_known(rows, first, second)
     lines = []
     by_key = {(row.dataset, row.pair, row.label): row for row in rows}
     for dataset, pair in dict.fromkeys((row.dataset, row.pair) for row in rows):
-        sides = (by_key.get((dataset, pair, name)) for name in (first, second))
-        a, b = ({run.seed: run.summary["last_top1"] for run in side.runs} if side else {} for side in sides)
-        differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-        if not differences:
+        a, b = (by_key.get((dataset, pair, name)) for name in (first, second))
+        found = difference(a, b) if a and b else None
+        if found is None:
             continue
-        text = f"{dataset}, {pair.words}: {first} minus {second}: {mean(differences):+.2f} points"
-        if len(differences) > 1:
-            from scipy.stats import t  # it takes long to import, and only this needs it
-
-            half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-            text += f", 95 % confidence {mean(differences) - half:+.2f} to {mean(differences) + half:+.2f}"
-        lines.append(f"{text} ({len(differences)} shared seeds)")
+        text = f"{dataset}, {pair.words}: {first} minus {second}: {found.mean:+.2f} points"
+        if found.seeds > 1:
+            text += f", 95 % confidence {found.interval}"
+        lines.append(f"{text} ({found.seeds} shared seeds)")
     if not lines:
         raise UserError(f"{first} and {second} share no seed on any pair: run both with the same --seed")
     return "\n".join(lines) + "\n"
+
+
+def by_accuracy(rows: Sequence[Row]) -> list[Row]:
+    """Rows of each pair from the highest mean of the last epoch's accuracy to the lowest."""
+
+    def place(row: Row) -> tuple[str, str, float]:
+        return row.dataset, str(row.pair), -mean(row.values("last_top1"))
+
+    return sorted(rows, key=place)
+
+
+def only(table: Table, headings: Sequence[str]) -> Table:
+    """A table of a pair with these columns alone behind the first, in this order.
+
+    Raises:
+        UserError: it has no such column.
+    """
+    for heading in headings:
+        if heading not in table.headings:
+            hint = did_you_mean(heading, table.headings) or f"; there are: {', '.join(table.headings)}"
+            raise UserError(f"no column {heading!r}{hint}")
+    places = [0, *map(table.headings.index, headings)]
+    return Table(
+        table.caption,
+        [table.headings[place] for place in places],
+        [[line[place] for place in places] for line in table.lines],
+    )
 
 
 # Rendering
