@@ -2,7 +2,7 @@
 # make test     install, run the tests
 # make lint     install, run linter, formatter (as a check) and type checker
 # make derive   install, write docs/flags.md and datafree/keywords.pyi anew from the settings
-# make figures  install, draw the figures in show_result/ from the points there
+# make results  install, draw the figures in show_result/ and write the tables of the pages anew from results/
 # make bench    install, compare speed and memory with the obvious implementation
 # make soak     install, kill a run 25 times and see that it ends as one that was never stopped; then read
 #               500 runs that are damaged
@@ -15,7 +15,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint derive bench figures soak
+.PHONY: install demo test lint derive bench results soak
 
 install: $(INSTALLED)
 
@@ -38,9 +38,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(PY) -m pytest -q -n 2 --dist loadfile tests
 
-figures: $(INSTALLED)
+results: $(INSTALLED)
 	$(PY) show_result/ablation.py
 	$(PY) show_result/hyperparameters/hp.py
+	$(PY) show_result/results.py
 
 soak: $(INSTALLED)
 	$(PY) tests/soak.py

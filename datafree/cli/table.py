@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -51,8 +52,12 @@ def build_parser() -> cli.Parser:
     return parser
 
 
-def run() -> None:
-    args = build_parser().parse_args()
+def render(args: argparse.Namespace) -> str:
+    """What the flags ask for, as text.
+
+    Raises:
+        UserError: there are no such runs, rows or columns.
+    """
     if (args.compare or args.against or args.columns) and args.format == "csv":
         raise UserError(
             "CSV has every column, and a line a row: leave out --compare, --against and --columns"
@@ -63,18 +68,21 @@ def run() -> None:
     if not runs:
         raise UserError("no run is finished yet")
     rows, published = collect(runs), Published()
+    if args.sort:
+        rows = by_accuracy(rows)
     if args.format == "csv":
-        text = as_csv(rows, published)
-    else:
-        if args.sort:
-            rows = by_accuracy(rows)
-        tables = make_tables(rows, published, args.checkpoints, args.against)
-        if args.columns:  # the table of methods by pairs has the pairs for columns
-            columns = [name.strip() for name in args.columns.split(",")]
-            tables = (only(table, columns) if "last" in table.headings else table for table in tables)
-        text = "\n".join(map(RENDER[args.format], tables))
-    if args.compare:
-        text += "\n" + compare(rows, *args.compare)
+        return as_csv(rows, published)
+    tables = make_tables(rows, published, args.checkpoints, args.against)
+    if args.columns:  # the table of methods by pairs has the pairs for columns
+        columns = [name.strip() for name in args.columns.split(",")]
+        tables = (only(table, columns) if "last" in table.headings else table for table in tables)
+    text = "\n".join(map(RENDER[args.format], tables))
+    return text + "\n" + compare(rows, *args.compare) if args.compare else text
+
+
+def run() -> None:
+    args = build_parser().parse_args()
+    text = render(args)
     if args.output:
         args.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     else:
