@@ -108,7 +108,8 @@ def accuracy_figure(rows: list[Row]) -> Figure:
     curves = [row for row in rows if row.label not in YARDSTICKS]
     curves.sort(key=lambda row: (row.label != "bsr", -mean(row.values("last_top1"))))
     ends = []
-    for row, color in zip(curves, style.COLORS, strict=False):
+    for place, row in enumerate(curves):
+        color = style.COLORS[place % len(style.COLORS)]
         evaluated = np.array([one["evaluated"] for one in row.runs[0].metrics])
         x = student_steps(row.runs[0])[evaluated]
         y = np.array([[one["test_top1"] for one in run.metrics] for run in row.runs])[:, evaluated]

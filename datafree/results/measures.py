@@ -23,7 +23,7 @@ PROTOCOL = {  # of `Run.figures`, what is told beside the last epoch's accuracy
 COST = {
     "images_made": Measure("made", "images made", "{:,.0f}"),
     "images_stored": Measure("stored", "images stored at the end", "{:,.0f}"),
-    "hours_synthesis": Measure("hours, synthesis", "hours of synthesis"),
+    "hours_synthesis": Measure("synthesis hours", "hours of synthesis"),
     "hours": Measure("hours", "hours in all"),
 }
 BALANCE = {  # the measures by their names in `summary.json` and `metrics.jsonl`

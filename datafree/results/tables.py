@@ -287,7 +287,7 @@ def compare(rows: Sequence[Row], first: str, second: str) -> str:
         text = f"{dataset}, {pair.words}: {first} minus {second}: {found.mean:+.2f} points"
         if found.seeds > 1:
             text += f", 95 % confidence {found.interval}"
-        lines.append(f"{text} ({found.seeds} shared seeds)")
+        lines.append(f"{text} ({found.seeds} shared seed{'s' if found.seeds > 1 else ''})")
     if not lines:
         raise UserError(f"{first} and {second} share no seed on any pair: run both with the same --seed")
     return "\n".join(lines) + "\n"

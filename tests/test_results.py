@@ -1,0 +1,131 @@
+"""What is drawn and written from the runs that are kept in results/."""
+
+import itertools
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_tables import write_run
+
+from datafree.results import style
+from datafree.results.tables import collect
+from datafree.runs.read import find_runs, read_run
+from show_result import results
+
+KEPT = sorted(ROOT.glob("results/*/*/config.json"))
+
+
+def write_metrics(folder, tops, warmup, evaluated=lambda epoch: True):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "warmup": warmup, "kd_steps": 30, "ep_steps": 60})
+    )
+    lines = [
+        {"epoch": epoch, "test_top1": top, "evaluated": evaluated(epoch), "seconds": {}, "lr": 0.1}
+        for epoch, top in enumerate(tops)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds of bsr and one of fast_meta: six epochs, the first two warm-up, every other one evaluated."""
+    for method, seed, tops in (
+        ("bsr", 0, [10, 10, 10, 30, 30, 50]),
+        ("bsr", 1, [10, 10, 10, 40, 40, 70]),
+        ("fast_meta", 0, [10, 10, 10, 20, 20, 60]),
+    ):
+        folder = tmp_path / f"runs/{method}-{seed}"
+        write_run(folder, seed, float(tops[-1]), method)
+        write_metrics(folder, [float(top) for top in tops], 2, lambda epoch: epoch == 0 or epoch % 2 == 1)
+    return tmp_path / "runs"
+
+
+def test_every_table_of_the_pages_is_what_its_command_prints():
+    found = 0
+    for name in results.PAGES:
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert results.refreshed(page) == page, f"{name} is stale: make results"
+        found += len(results.TABLE.findall(page))
+    assert found >= 3
+    stale = "a <!-- scripts/table.py results/cifar10_cpu/*-bsr-* --columns last -->\nold<!-- end --> b"
+    assert "| bsr |" in results.refreshed(stale)
+    assert "old" not in results.refreshed(stale)
+
+
+@pytest.mark.parametrize("config", KEPT, ids=lambda path: path.parent.name)
+def test_a_kept_run_is_finished_and_names_no_machine(config):
+    run = read_run(config.parent)
+    assert len(run.metrics) == run.config["epochs"]
+    assert run.metrics[-1]["test_top1"] == run.summary["last_top1"]
+    assert re.fullmatch("[0-9a-f]{40}", run.config["git_commit"])
+    assert not [name for name, value in run.config.items() if str(value).startswith(("/", "~"))]
+    assert {path.name for path in config.parent.iterdir()} == set(results.KEPT)
+
+
+def test_kept_runs_of_a_method_have_the_same_settings_but_for_the_seed():
+    own = {
+        "seed",
+        "save_dir",
+        "git_commit",
+        "threads",
+        "device_name",
+        "python",
+        "torch",
+        "torchvision",
+        "numpy",
+    }
+    for row in collect(find_runs([ROOT / "results"])[0]):
+        settings = [{name: run.config[name] for name in run.config.keys() - own} for run in row.runs]
+        assert all(one == settings[0] for one in settings), row.label
+
+
+def test_finished_runs_are_kept_without_their_large_files(runs, tmp_path):
+    (runs / "bsr-0/samples.bin").write_bytes(b"large")
+    (runs / "fast_meta-0/summary.json").unlink()
+    assert results.keep(runs, tmp_path / "results") == 2
+    kept = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.*")}
+    assert kept == {f"runs/bsr-{seed}/{name}" for seed in (0, 1) for name in results.KEPT}
+
+
+def test_accuracy_is_drawn_by_student_steps_with_a_band_over_seeds(runs):
+    figure = results.accuracy_figure(collect(find_runs([runs])[0]))
+    (axis,) = figure.axes
+    bsr, fast_meta, teacher = axis.lines
+    assert bsr.get_xdata().tolist() == fast_meta.get_xdata().tolist() == [0, 120, 240]
+    assert bsr.get_ydata().tolist() == [10, 35, 60]
+    assert fast_meta.get_ydata().tolist() == [10, 20, 60]
+    assert set(teacher.get_ydata()) == {95.5}
+    corners = axis.collections[0].get_paths()[0].vertices
+    assert {(240.0, 50.0), (240.0, 70.0)} <= {tuple(corner) for corner in corners}
+    assert [text.get_text() for text in axis.texts] == ["60.0 bsr", "60.0 fast_meta", "95.5 teacher"]
+    plt.close(figure)
+
+
+def test_the_variation_of_class_counts_is_drawn_by_variant(runs):
+    write_run(runs / "half", blg=False)
+    figure = results.variation_figure(collect(find_runs([runs])[0]))
+    (axis,) = figure.axes
+    here, published = (points.get_offsets().tolist() for points in axis.collections)
+    assert sorted(here) == [[0.25, 0], [0.25, 5], [0.25, 7], [0.25, 7]]
+    assert published[0] == [0.192, 0]
+    assert [label.get_text() for label in axis.get_yticklabels()][5] == "DLW+IHO"
+    plt.close(figure)
+
+
+def test_labels_of_lines_that_end_close_together_do_not_overlap():
+    figure, axis = plt.subplots(figsize=(4, 3))
+    axis.set(xlim=(0, 1), ylim=(0, 100))
+    style.label_ends(
+        axis, [(1, 50.0, "b", "k"), (1, 50.5, "c", "k"), (1, 49.0, "a", "k"), (1, 90.0, "d", "k")]
+    )
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "d"]
+    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
+    assert np.mean([text.xy[1] for text in axis.texts[:3]]) == pytest.approx(49.833, abs=0.01)
+    assert axis.texts[3].xy[1] == 90.0
+    plt.close(figure)
