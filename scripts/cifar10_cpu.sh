@@ -27,8 +27,10 @@ stored deepinv --g_steps 60
 for method in dafl zskt dfad dfq; do
     fresh $method $method
 done
-# Its adversarial loss alone loses the classes at so small a budget; with the terms of digits.sh.
+# By their adversarial losses alone the generators of these two lose the classes at so small a budget; with the terms of
+# digits.sh.
 fresh zskt-balance zskt --balance 5 --bn 1
+fresh dfad-balance dfad --balance 5
 # KD with the 50,000 training images, and with as many of noise: 11 passes are 4,301 steps.
 kd_row kd-real "${pair[@]}" --epochs 11 --lr 0.2
 kd_row kd-noise "${pair[@]}" --epochs 11 --lr 0.2 --transfer_set noise

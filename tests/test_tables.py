@@ -31,7 +31,7 @@ ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides
     "digits": 10,
     "nayer": 33,
     "equal_images": 4,
-    "cifar10_cpu": 11,
+    "cifar10_cpu": 12,
     "cifar10_cpu_ablation": 6,
 }
 
