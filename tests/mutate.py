@@ -402,6 +402,21 @@ MUTANTS = [
     Mutant(
         "runs/distillation.py", '"student_start": self.session.student_start', '"student_start": None', INT8
     ),
+    Mutant("results/tables.py", "t.ppf(0.975,", "t.ppf(0.95,", "tests/test_tables.py -k differences"),
+    Mutant("results/tables.py", '-mean(row.values("last_top1"))', "0", "tests/test_tables.py -k differences"),
+    Mutant(
+        "results/tables.py",
+        "for row in (first, second))",
+        "for row in (second, first))",
+        "tests/test_tables.py",
+    ),
+    Mutant("results/style.py", "- below) + below", ")", "tests/test_results.py -k labels"),
+    Mutant(
+        "runs/real_images.py",
+        "manual_seed(index)",
+        "manual_seed(0)",
+        "tests/test_training.py -k images_of_noise",
+    ),
 ]
 
 

@@ -15,6 +15,8 @@ import torch
 from conftest import ROOT, run_here, run_script
 from test_scripts import assert_refused, metrics, write_folder, write_teacher
 
+from datafree.runs.real_images import noise
+
 NET = """
 from torch import nn
 
@@ -181,6 +183,18 @@ def test_kd_with_other_images_and_with_labels(cwd):
     ]:
         assert_refused(run_here("vanilla_kd.py", *short, *more, "--save_dir", "new", cwd=cwd), message)
     assert not (cwd / "new").exists()
+
+
+def test_images_of_noise_are_the_same_whenever_they_are_read():
+    images = noise(16)
+    first, other, again = images.read(torch.tensor([3, 49_999, 3]))
+    assert len(images) == 50_000
+    assert torch.equal(first, again)
+    assert (first != other).float().mean() > 0.9
+    assert (first.dtype, tuple(first.shape)) == (torch.uint8, (3, 16, 16))
+    many = images.read(torch.arange(100)).float()
+    assert many.mean().item() == pytest.approx(127.5, abs=1)
+    assert many.std().item() == pytest.approx(256 / 12**0.5, abs=1)
 
 
 def test_half_precision_trains_too(cwd):
