@@ -142,7 +142,8 @@ class DistillationBar(ProgressBar):
             text += "warm-up  "
         else:
             text += f"kd {row['loss_kd']:.3f}  {score if row['evaluated'] else ''}"
-        text += f"samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
+        hits = "" if row["hit_rate"] is None else f"hits {100 * row['hit_rate']:.0f} %  "
+        text += f"{hits}samples {row['repository']:,}  {sum(row['seconds'].values()):.1f} s"
         loss = "" if row["loss_kd"] is None else f"loss {row['loss_kd']:.3f}, "
         self.bar.set_postfix_str(f"{loss}{score.rstrip()}")
         self.say(text)
