@@ -60,7 +60,7 @@ for k = 1:numel(tags)
     axis('equal');
     set(gca, 'xtick', [], 'ytick', []);
     box('on');
-    title(sprintf('%s  (%d samples)', tags{k}, size(points, 1)), 'interpreter', 'none');
+    title(sprintf('%s  (%d points)', tags{k}, size(points, 1)), 'interpreter', 'none');
 end
 print('-dpng', '-r150', fullfile(output, 'ablation_points_m.png'));
 
@@ -79,7 +79,7 @@ for k = 1:numel(tags)
     plot([-0.5, numel(counts) - 0.5], mean(counts) * [1 1], 'k--');
     hold off;
     xlim([-0.7, numel(counts) - 0.3]);
-    title(sprintf('%s  (variation %.2f)', tags{k}, std(counts, 1) / mean(counts)), 'interpreter', 'none');
+    title(sprintf('%s  (variation %.3f)', tags{k}, std(counts, 1) / mean(counts)), 'interpreter', 'none');
     xlabel('class');
     ylabel('samples');
 end

@@ -158,7 +158,9 @@ def points_figure(variants: list[Variant]) -> Figure:
         many = len(one.points) > 5000
         axis.scatter(*one.points.T, c=colors[one.labels], s=size, linewidths=0, rasterized=many)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(f"{one.tag}  ({len(one.points):,} samples)", fontsize=_title_size(one))
+        drawn, made = len(one.points), one.counts.sum()
+        told = f"{drawn:,} of {made:,}" if drawn < made else f"{drawn:,} samples"
+        axis.set_title(f"{one.tag}  ({told})", fontsize=_title_size(one))
         axis.set_aspect("equal", adjustable="datalim")
         for spine in axis.spines.values():
             spine.set(visible=True, color="#bbbbbb")
@@ -188,7 +190,7 @@ def counts_figure(variants: list[Variant]) -> Figure:
         variation = counts.std() / counts.mean() if counts.any() else float("nan")
         axis.bar(range(len(counts)), counts, color=style.COLORS[0], width=0.8)
         axis.axhline(counts.mean(), color="#555555", linewidth=0.8, linestyle="--")
-        axis.set_title(f"{one.tag}  (variation {variation:.2f})", fontsize=_title_size(one))
+        axis.set_title(f"{one.tag}  (variation {variation:.3f})", fontsize=_title_size(one))
         axis.set_xticks(range(classes) if classes <= 10 else [0, classes - 1])
         if place // COLUMNS == (len(variants) - 1) // COLUMNS:
             axis.set_xlabel("class")
