@@ -49,15 +49,16 @@ rows_of() { # script name dataset teacher student [flags]
             --data_root "$DATA_ROOT" --seed "$seed" --save_dir "$folder")
         if off "${SMOKE:-}"; then
             [ "$script" = vanilla_kd.py ] || command+=(--test_teacher)
-        elif [ "$script" = vanilla_kd.py ]; then
-            local file=$RUNS/smoke-teachers/$teacher.pth
-            smoke_teacher "$teacher" "$file"
-            command+=(--dataset digits --teacher_ckpt "$file" --epochs 1 --batch_size 10000)
         else
             local file=$RUNS/smoke-teachers/$teacher.pth
             smoke_teacher "$teacher" "$file"
-            command+=(--dataset none --img_size 32 --teacher_ckpt "$file" --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1
-                --batch_size 8 --g_steps 1)
+            command+=(--teacher_ckpt "$file")
+            if [ "$script" = vanilla_kd.py ]; then
+                command+=(--dataset digits --epochs 1 --batch_size 10000)
+            else
+                command+=(--dataset none --img_size 32 --epochs 2 --warmup 1 --kd_steps 1 --ep_steps 1 --batch_size 8
+                    --g_steps 1)
+            fi
             [[ " $* " != *" --method nayer "* ]] || command+=(--synthesis_batch_size 8 --g_loops 1 --gwp_loops 1)
         fi
         # shellcheck disable=SC2206

@@ -113,10 +113,11 @@ def accuracy_figure(rows: list[Row]) -> Figure:
         evaluated = np.array([one["evaluated"] for one in row.runs[0].metrics])
         x = student_steps(row.runs[0])[evaluated]
         y = np.array([[one["test_top1"] for one in run.metrics] for run in row.runs])[:, evaluated]
-        # The first figure of the warm-up is that of the student before its first step.
-        x, y = np.append(0, x[x > 0]), np.append(y[:, :1], y[:, x > 0], axis=1)
+        trained = np.append(x[1:] > 0, True)  # and the last figure from before the first step
+        x, y = x[trained], y[:, trained]
         axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        axis.plot(x, y.mean(0), color=color, linewidth=2.2 if row.label == "bsr" else 1.2)
+        dashes = "-" if place < len(style.COLORS) else "-."
+        axis.plot(x, y.mean(0), dashes, color=color, linewidth=2.2 if row.label == "bsr" else 1.2)
         ends.append((x[-1], y.mean(0)[-1], f"{y.mean(0)[-1]:.1f} {row.label}", color))
     end = max(x for x, *_ in ends)
     for row in rows:

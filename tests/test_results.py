@@ -99,6 +99,13 @@ def test_accuracy_is_drawn_by_student_steps_with_a_band_over_seeds(runs):
     assert bsr.get_ydata().tolist() == [10, 35, 60]
     assert fast_meta.get_ydata().tolist() == [10, 20, 60]
     assert set(teacher.get_ydata()) == {95.5}
+    plt.close(figure)
+    write_metrics(
+        runs / "fast_meta-0", [10.0, 30.0, 60.0], 0
+    )  # without warm-up there is no figure of no step
+    figure = results.accuracy_figure(collect(find_runs([runs])[0]))
+    (axis,) = figure.axes
+    assert axis.lines[1].get_xdata().tolist() == [60, 120, 180]
     corners = axis.collections[0].get_paths()[0].vertices
     assert {(240.0, 50.0), (240.0, 70.0)} <= {tuple(corner) for corner in corners}
     assert [text.get_text() for text in axis.texts] == ["60.0 bsr", "60.0 fast_meta", "95.5 teacher"]
