@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from datafree import priority
 from datafree.balance import count_entropy, count_variation, least_valuable
 from datafree.blg import BiasedLabelGenerator
-from datafree.data.augment import Augment
+from datafree.data.augment import Augment, mixed
 from datafree.data.pixels import to_float
 from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
@@ -112,9 +112,7 @@ class Distiller:
         for number in range(s.rounds):
             # 2. Synthesis adds one batch to the repository, or replaces what is there only to be measured.
             with self._phase("synthesis"):
-                targets = self.synthesizer.targets(
-                    s.synthesis_batch_size, lambda count: self.blg.draw(count, self.streams.labels)
-                )
+                targets = self._targets()
                 new, loss_terms, hits = self._synthesize(epoch, targets, alpha, on_step)
                 if not s.store_samples:
                     self.repository.remove(torch.arange(len(self.repository), device=targets.device))
@@ -129,7 +127,7 @@ class Distiller:
                 continue
 
             # 3. IHO prunes the repository.
-            prune = s.iho and epoch < s.epochs - LAST_UNPRUNED
+            prune, missing = s.iho and epoch < s.epochs - LAST_UNPRUNED, 0
             with self._phase("iho"):
                 if prune or number == s.rounds - 1:
                     spread = self.iho.measure(self.repository.table())
@@ -138,10 +136,17 @@ class Distiller:
                     pruned = self.processes.first_says(pruned.cpu()).to(pruned.device)
                     self.repository.remove(pruned)
                     removed += len(pruned)
+                    missing = len(pruned) if s.refill else 0
 
             # 4. BLG sets the odds of the labels of the next synthesis.
             if s.blg:
                 self.blg.update(self.repository.counts())
+            if missing:
+                with self._phase("synthesis"):
+                    made += self._refill(missing, epoch, alpha, on_step)
+                    added += missing
+                if s.blg:
+                    self.blg.update(self.repository.counts())
 
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
@@ -175,6 +180,12 @@ class Distiller:
             **self._balance(spread),
             "seconds": dict(self._seconds),
         }
+
+    def _targets(self) -> Tensor:
+        """The labels to ask for in the next synthesis, int64."""
+        return self.synthesizer.targets(
+            self.settings.synthesis_batch_size, lambda count: self.blg.draw(count, self.streams.labels)
+        )
 
     def _synthesize(
         self, epoch: int, targets: Tensor, alpha: float, on_step: OnStep
@@ -211,6 +222,24 @@ class Distiller:
         logits = self.student.eval()(self.augment.normalize(to_float(samples.images)))
         return bool(logits.isfinite().all())
 
+    def _refill(self, missing: int, epoch: int, alpha: float, on_step: OnStep) -> int:
+        """Store `missing` samples, of as many syntheses as that takes; returns how many were made. DLW is
+        not told their losses: it compares those of one synthesis a round.
+
+        Raises:
+            UserError: a loss is no longer finite.
+        """
+        made = 0
+        while missing:
+            targets = self._targets()
+            new, _, _ = self._synthesize(epoch, targets, alpha, on_step)
+            new = new[torch.arange(min(missing, len(new)), device=targets.device)]
+            self.repository.add(new)
+            self.processes.wait()
+            missing -= len(new)
+            made += len(targets)
+        return made
+
     def _evict(self, count: int) -> int:
         """Drop `count` samples, if that is above 0; returns how many."""
         s, repository = self.settings, self.repository
@@ -226,7 +255,11 @@ class Distiller:
         return count
 
     def _batches(self, on_step: OnStep = ignore_step, epoch: int = 0) -> Iterator[Batch]:
-        """`kd_steps` batches of stored samples, augmented, or of fresh ones."""
+        """`kd_steps` batches of stored samples, augmented, or of fresh ones; mixed, if asked for."""
+        drawn, rng = self._draws(on_step, epoch), self.streams.distillation
+        return ((mixed(batch[0], rng), None) for batch in drawn) if self.settings.mixup else drawn
+
+    def _draws(self, on_step: OnStep, epoch: int) -> Iterator[Batch]:
         s, rng = self.settings, self.streams.distillation
         batch_size = s.batch_size // self.processes.world_size
         if self.reuse:

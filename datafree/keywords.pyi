@@ -12,6 +12,7 @@ class Keywords(TypedDict, total=False):
     max_samples: int | None
     evict: str | None
     sampling: str | None
+    refill: bool | None
     dlw_mode: str | None
     oh_min: float | None
     oh_max: float | None
@@ -36,6 +37,7 @@ class Keywords(TypedDict, total=False):
     batch_size: int | None
     lr: float | None
     T: float | None
+    mixup: bool | None
     compile: bool | None
     momentum: float | None
     weight_decay: float | None

@@ -244,6 +244,9 @@ class Components(MethodGroup):
         "how the student's batches are drawn from the repository: uniform, or priority for more of what it "
         "last disagreed on",
     )
+    refill: bool = setting(
+        False, SWITCH, "after IHO, synthesise again until as many samples are stored as it has removed"
+    )
     dlw_mode: str = setting(
         "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
     )
@@ -345,6 +348,9 @@ class KD:
         0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)", also=("--learning_rate",)
     )
     T: float = setting(20.0, POSITIVE, "temperature of distillation")
+    mixup: bool = setting(
+        False, SWITCH, "blend each image that the student and the teacher see with another of its batch"
+    )
     compile: bool = setting(
         False,
         SWITCH,
@@ -645,6 +651,11 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
             "--sampling priority draws by what the step before has shown, and --reuse_teacher needs to know "
             "all draws of an epoch before: leave one of them out"
         )
+    if v["mixup"] and (v["reuse_teacher"] is not None or v["sampling"] == "priority"):
+        beside = "--sampling priority" if v["reuse_teacher"] is None else "--reuse_teacher"
+        raise UserError(
+            f"{beside} goes by what is known of single images, which --mixup blends: leave one of them out"
+        )
     if v["eval_folder"] and v["dataset"] != "none":
         raise UserError("--eval_folder is for --dataset none: leave one of them out")
     if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
@@ -756,6 +767,8 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:
         found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
+    if s.refill and not s.iho:
+        found.append("--refill has no effect without IHO, which removes what it makes anew")
     if s.evict != "oldest" and s.max_samples is None:
         found.append(f"--evict {s.evict} has no effect without --max_samples")
     if s.ema_generator and s.store_samples and not method.stores:

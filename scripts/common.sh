@@ -43,8 +43,10 @@ rows_of() { # script name dataset teacher student [flags]
     local script=$1 name=$2 dataset=$3 teacher=$4 student=$5 seed
     shift 5
     [[ -z "${ONLY:-}" || " $ONLY " == *" $name "* ]] || return 0
+    local stem=${teacher##*/} # of path/file.py:Net, file-Net
+    stem=${stem/.py:/-}
     for seed in ${SEEDS:-0}; do
-        local folder=$RUNS/$TABLE/$dataset-$teacher-$student-$name-seed$seed
+        local folder=$RUNS/$TABLE/$dataset-$stem-$student-$name-seed$seed
         local command=("$PYTHON" -u "$script" --dataset "$dataset" --teacher "$teacher" --student "$student" "$@"
             --data_root "$DATA_ROOT" --seed "$seed" --save_dir "$folder")
         if off "${SMOKE:-}"; then

@@ -279,7 +279,20 @@ MUTANTS = [
     ),
     # The loop
     Mutant("distiller.py", "LAST_UNPRUNED = 5", "LAST_UNPRUNED = 4", EPOCH),
-    Mutant("distiller.py", "self.blg.update(self.repository.counts())", "pass", EPOCH),
+    Mutant(
+        "distiller.py",
+        "            if s.blg:\n                self.blg.update(",
+        "            if s.blg:\n                len(",
+        EPOCH,
+    ),
+    Mutant(
+        "distiller.py",
+        "                if s.blg:\n                    self.blg.update(",
+        "                if s.blg:\n                    len(",
+        EPOCH,
+    ),
+    Mutant("distiller.py", "min(missing, len(new))", "len(new)", EPOCH),
+    Mutant("data/augment.py", "torch.lerp(images[others], images, share)", "images", EPOCH),
     Mutant(
         "distiller.py",
         "inputs = self.augment.normalize(to_float(images.to(self.streams.device)))",

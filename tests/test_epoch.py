@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from making import samples
@@ -140,6 +141,51 @@ def test_blg_sees_the_counts_that_iho_left():
     rows, _ = run(made, 4)
     assert rows[-1]["removed"] > 0
     assert made.blg.counts.tolist() == rows[-1]["counts"]
+
+
+def test_refill_makes_up_for_what_iho_has_removed():
+    made, plain = distiller(refill=True), distiller()
+    (rows, events), (plain_rows, _) = run(made), run(plain)
+    assert [row["repository"] for row in rows] == [B * (epoch + 1) for epoch in range(EPOCHS)]
+    assert [row["removed"] > 0 for row in rows] == [2 <= epoch < 5 for epoch in range(EPOCHS)]
+    for row in rows:
+        assert row["added"] == B + row["removed"]
+        assert row["made"] == B + B * math.ceil(row["removed"] / B)
+    assert events[2] == ["dlw", "synthesis", "iho", "blg", "synthesis", "blg", "kd", "evaluate", "schedule"]
+    first = made.synthesizer.asked[WARMUP + 1]  # after the first pruning, by what that has left
+    assert not (first == 0).any()
+    assert (plain.synthesizer.asked[WARMUP] == 0).any()
+    assert made.blg.counts.tolist() == rows[-1]["counts"]
+    assert [row["alpha"] for row in rows] == [row["alpha"] for row in plain_rows]
+    assert made.dlw.adversarial_losses == [1.0] * 8
+
+
+def test_refill_takes_as_many_syntheses_as_are_needed():
+    made = distiller(refill=True)
+    made.run_epoch(0)
+    before = made.repository.stored
+    assert made._refill(B + 1, 0, 0.5, None) == 2 * B
+    assert made.repository.stored == before + B + 1
+
+
+def test_mixup_blends_what_student_and_teacher_see():
+    made, images = distiller(mixup=True, warmup=0), []
+    made.run_epoch(0)
+    plain = made.augment
+    made.augment = lambda stored, rng: images.append(plain(stored, rng)) or images[-1]
+    shares = []
+    for blends, answers in made._batches():
+        assert answers is None  # the teacher is asked what the blends are
+        batch = images[-1].flatten(1)
+        for blend, image in zip(blends.flatten(1), batch, strict=True):
+            others = batch - image
+            along = (others @ (blend - image) / others.square().sum(1)).nan_to_num()
+            left = (image + along[:, None] * others - blend).abs().amax(1)
+            assert left.min() < 1e-5
+            shares.append(along[left.argmin()].item())
+    assert len(shares) == 2 * 8
+    assert all(0 <= share <= 1 for share in shares)
+    assert np.ptp(shares) > 0.3
 
 
 def test_labels_stay_uniform_with_blg_off():

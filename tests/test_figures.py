@@ -1,5 +1,6 @@
 """Figures and reports from run folders, as files that other programs read."""
 
+import csv
 import json
 import os
 import re
@@ -493,3 +494,52 @@ def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     for seed, epochs in ((0, 420), (1, 5)):
         write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
     assert_refused(run_here(sweep, "sweep", cwd=tmp_path), "differ in epochs too")
+
+
+def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neither(runs, tmp_path):
+    for name in ("bsr", "Basic"):
+        shutil.copytree(runs / name, tmp_path / name)
+    path = tmp_path / "bsr/checkpoint.pth"
+    content = checkpoint.read(path)
+    state = content["distiller"]["repository"]
+    state["serials"] = state["serials"][
+        torch.arange(len(state["serials"])) % 3 > 0
+    ]  # as if IHO had been at work
+    torch.save(content, path)
+    teacher_file = runs / "checkpoints/pretrained/digits_wrn16_1.pth"
+    command = (
+        "show_result/removed.py",
+        "bsr",
+        "Basic",
+        "--teacher_ckpt",
+        str(teacher_file),
+        "--output",
+        "a.csv",
+    )
+    assert_refused(run_here(*command[:2], "bsr", cwd=tmp_path), "name another run as judge")
+    assert_refused(run_here(command[0], "Basic", "bsr", cwd=tmp_path), "Basic has no IHO")
+    done = run_here(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    run = read_run(tmp_path / "bsr")
+    samples = read_samples(run)
+    teacher, student = (models.create("wrn16_1", 10) for _ in range(2))
+    for network, file in ((teacher, teacher_file), (student, runs / "Basic/student.pth")):
+        network.load_state_dict(checkpoint.state_dict_of(checkpoint.read(file), file))
+        network.eval()
+    normalize = Normalize(tuple(run.told("mean")), tuple(run.told("std")))
+    inputs = normalize(samples.images(torch.arange(64)) / 255)
+    with torch.no_grad():
+        p, q = ((network(inputs) / 20).softmax(1) for network in (teacher, student))
+    loss = (p * (p / q).log()).sum(1) * 400
+    lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert sum(int(line["made"]) for line in lines) == 64
+    assert sum(int(line["removed"]) for line in lines) == 22
+    for line in lines:
+        of_class = samples.labels == run.told("classes").index(line["class"])
+        here = of_class & (torch.arange(64) * 5 // 64 == int(line["part"]))
+        for name, those in (("loss_kept", here & samples.kept), ("loss_removed", here & ~samples.kept)):
+            if those.any():
+                assert float(line[name]) == pytest.approx(loss[those].mean().item(), rel=1e-3, abs=1e-4)
+            else:
+                assert line[name] == ""

@@ -374,6 +374,7 @@ def test_the_loop_evicts_what_it_was_asked_to():
     ("words", "warning"),
     [
         ("--evict balanced", "--evict balanced has no effect without --max_samples"),
+        ("--refill --no-iho", "--refill has no effect without IHO"),
         ("--method zskt --max_samples 5", "--max_samples has no effect: zskt keeps no samples"),
         (
             "--method zskt --store_samples --ema_generator 0.9",

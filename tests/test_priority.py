@@ -155,6 +155,8 @@ def test_each_process_tells_the_others_of_its_own_samples():
     [
         ("--method dafl --sampling priority", "--sampling priority needs stored samples"),
         ("--sampling priority --reuse_teacher 1GB", "needs to know all draws of an epoch before"),
+        ("--sampling priority --mixup", "--sampling priority goes by what is known of single images"),
+        ("--mixup --reuse_teacher 1GB", "--reuse_teacher goes by what is known of single images"),
     ],
 )
 def test_what_contradicts_priorities_is_refused(words, message, tmp_path):

@@ -30,9 +30,12 @@ ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides
     "ohs": 28,
     "digits": 10,
     "nayer": 33,
-    "equal_images": 4,
+    "equal_images": 2,
     "cifar10_cpu": 12,
     "cifar10_cpu_ablation": 6,
+    "cifar10_cpu_long": 2,
+    "cifar10_cpu_why": 4,
+    "cifar100_cpu": 3,
 }
 
 
