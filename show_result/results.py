@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.cli import table
+from datafree.errors import UserError
 from datafree.results.tables import Row, collect
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
 from datafree.runs.read import COMPONENTS, Run, find_runs
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = (CONFIG, METRICS, SUMMARY)
+FOLDER = ROOT / "show_result"
 PAGES = ("README.md", "docs/results.md")
-TABLE = re.compile(r"(<!-- scripts/table\.py (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-YARDSTICKS = {"vanilla_kd": "KD, real images", "vanilla_kd_transfer": "KD, noise"}
+TABLE = re.compile(r"<!-- scripts/table\.py (.*?) -->\n")
+END = "<!-- end -->"
 # Variation of the class counts at the end of the published runs (resnet34 to resnet18, CIFAR-10,
 # one run a variant), from the labels of their samples in the authors' repository.
 PUBLISHED = dict(zip(ORDER, (0.192, 0.095, 0.089, 0.114, 0.001, 0.090, 0.130, 0.000), strict=True))
@@ -58,33 +60,94 @@ def build_parser() -> cli.Parser:
 
 def keep(folder: Path, results: Path) -> int:
     """Copy the configurations, metrics and summaries of the finished runs below `folder` to a folder of its
-    name in `results`; returns how many runs there are.
+    name in `results`; returns how many runs there are. Nothing is copied where they do not go together.
 
     Raises:
-        UserError: there is no run.
+        UserError: there is no finished run, or they do not go together with those that are kept.
     """
-    runs, _ = find_runs([folder])
+    target = results / folder.resolve().name
+    if (folder / CONFIG).is_file() or target.resolve() == folder.resolve():
+        raise UserError(
+            f"--add {folder}: name the folder that the runs of a script are in, such as run/digits"
+        )
+    runs, unfinished = find_runs([folder])
+    for path in unfinished:
+        print(f"not finished, left out: {path}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"no run in {folder} is finished yet")
+    names = {run.path.resolve().name for run in runs}
+    before = find_runs([target])[0] if target.is_dir() else []
+    require_alike(collect([*runs, *(run for run in before if run.path.name not in names)]))
     for run in runs:
-        target = results / folder.resolve().name / run.path.resolve().name
-        target.mkdir(parents=True, exist_ok=True)
+        copy = target / run.path.resolve().name
+        copy.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
-            shutil.copyfile(run.path / name, target / name)
+            shutil.copyfile(run.path / name, copy / name)
     return len(runs)
 
 
-def refreshed(page: str) -> str:
-    """The text of a page with its tables written anew.
+def require_alike(rows: list[Row]) -> None:
+    """Raises:
+    UserError: rows are of several datasets or pairs of networks, or runs of a row were evaluated at others
+        epochs than its first one, or have no metrics.
+    """
+    first = rows[0]
+    for row in rows:
+        if (row.dataset, row.pair) != (first.dataset, first.pair):
+            raise UserError(
+                f"{row.runs[0].path} is of {row.dataset}, {row.pair.words}, and {first.runs[0].path} of "
+                f"{first.dataset}, {first.pair.words}: keep them in folders of their own"
+            )
+        for run in row.runs:
+            if evaluated(run) != evaluated(row.runs[0]):
+                raise UserError(
+                    f"{run.path} was not evaluated at the same epochs as {row.runs[0].path}: leave one out"
+                )
+
+
+def evaluated(run: Run) -> list[bool]:
+    """Whether each epoch was; of KD with images, all were."""
+    return [one.get("evaluated", True) for one in run.metrics]
+
+
+def refreshed(page: str, name: str) -> str:
+    """The text of a page of this name with its tables written anew, each behind its command.
 
     Raises:
-        UserError: a table's command is wrong, or there are no such runs.
+        UserError: a table has no end, its command is wrong, or there are no such runs.
     """
+    start, *tables = TABLE.split(page)
+    parts = [start]
+    for command, text in zip(tables[::2], tables[1::2], strict=True):
+        _, end, rest = text.partition(END)
+        try:
+            if not end:
+                raise UserError(f"there is no {END} behind it")
+            made = printed(command)
+        except UserError as error:
+            raise UserError(f"{name}, the table of {command!r}: {error}") from error
+        comment = f"<!-- scripts/table.py {command} -->"
+        parts.append(f"{comment}\n\n    python scripts/table.py {command}\n\n{made}\n{END}{rest}")
+    return "".join(parts)
 
-    def one(found: re.Match[str]) -> str:
-        words = [path for word in shlex.split(found[2]) for path in sorted(ROOT.glob(word)) or [word]]
-        args = table.build_parser().parse_args([*map(str, words), "--format", "markdown"])
-        return f"{found[1]}\n{table.render(args)}\n{found[3]}"
 
-    return TABLE.sub(one, page)
+def printed(command: str) -> str:
+    """What table.py prints for these words, paths in results/ meant from here, as Markdown.
+
+    Raises:
+        UserError: the words are wrong, or there are no such runs.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    found = [
+        str(path)
+        for word in words
+        for path in (sorted(ROOT.glob(word)) if word.startswith("results/") else ()) or [word]
+    ]
+    fixed = ("--format", "markdown", "--checkpoints", str(ROOT / "results"))  # and nothing of this machine
+    return table.render(table.build_parser().parse_args([*found, *fixed]))
 
 
 def student_steps(run: Run) -> np.ndarray:
@@ -104,27 +167,28 @@ def accuracy_figure(rows: list[Row]) -> Figure:
 
     from datafree.results import style
 
+    colors = (*style.COLORS, "#1b7837", "#222222")
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
-    curves = [row for row in rows if row.label not in YARDSTICKS]
+    yardsticks = [row for row in rows if row.label.startswith("vanilla_kd")]
+    curves = [row for row in rows if row not in yardsticks]
     curves.sort(key=lambda row: (row.label != "bsr", -mean(row.values("last_top1"))))
     ends = []
     for place, row in enumerate(curves):
-        color = style.COLORS[place % len(style.COLORS)]
-        evaluated = np.array([one["evaluated"] for one in row.runs[0].metrics])
-        x = student_steps(row.runs[0])[evaluated]
-        y = np.array([[one["test_top1"] for one in run.metrics] for run in row.runs])[:, evaluated]
+        color = colors[place % len(colors)]
+        due = np.array(evaluated(row.runs[0]))
+        x = student_steps(row.runs[0])[due]
+        y = np.array([[one["test_top1"] for one in run.metrics] for run in row.runs])[:, due]
         trained = np.append(x[1:] > 0, True)  # and the last figure from before the first step
         x, y = x[trained], y[:, trained]
         axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        dashes = "-" if place < len(style.COLORS) else "-."
-        axis.plot(x, y.mean(0), dashes, color=color, linewidth=2.2 if row.label == "bsr" else 1.2)
+        width, above = (2.2, 3) if row.label == "bsr" else (1.2, 2)
+        axis.plot(x, y.mean(0), color=color, linewidth=width, zorder=above)
         ends.append((x[-1], y.mean(0)[-1], f"{y.mean(0)[-1]:.1f} {row.label}", color))
-    end = max(x for x, *_ in ends)
-    for row in rows:
-        if row.label in YARDSTICKS:
-            level = mean(row.values("last_top1"))
-            axis.axhline(level, color="#555555", linewidth=0.8, linestyle="--")
-            ends.append((end, level, f"{level:.1f} {YARDSTICKS[row.label]}", "#555555"))
+    end = max((x for x, *_ in ends), default=1)
+    for row in yardsticks:
+        level, images = mean(row.values("last_top1")), row.runs[0].setting("transfer_set") or "real images"
+        axis.axhline(level, color="#555555", linewidth=0.8, linestyle="--")
+        ends.append((end, level, f"{level:.1f} KD, {images}", "#555555"))
     taught = mean(rows[0].values("teacher_top1"))
     axis.axhline(taught, color="#555555", linewidth=0.8, linestyle=":")
     ends.append((end, taught, f"{taught:.1f} teacher", "#555555"))
@@ -171,16 +235,19 @@ def run() -> None:
 
     style.use()
     table_rows = collect(find_runs([results / "cifar10_cpu"])[0])
+    require_alike(table_rows)
     variants = [row for row in table_rows if row.label in ("bsr", "fast_meta")]
     variants += collect(find_runs([results / "cifar10_cpu_ablation"])[0])
-    folder = ROOT / "show_result"
-    files = style.save(accuracy_figure(table_rows), folder / "cifar10_accuracy")
-    files += style.save(variation_figure(variants), folder / "cifar10_variation")
-    for name in PAGES:
-        page = ROOT / name
-        page.write_text(refreshed(page.read_text(encoding="utf-8")), encoding="utf-8")
-        files.append(page)
-    for file in files:
+    figures = {
+        "cifar10_accuracy": accuracy_figure(table_rows),
+        "cifar10_variation": variation_figure(variants),
+    }
+    pages = {ROOT / name: refreshed((ROOT / name).read_text(encoding="utf-8"), name) for name in PAGES}
+    # Only now is anything written.
+    files = [file for name, figure in figures.items() for file in style.save(figure, FOLDER / name)]
+    for page, text in pages.items():
+        page.write_text(text, encoding="utf-8")
+    for file in [*files, *pages]:
         print(file)
 
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from test_tables import write_run
 
+from datafree.errors import UserError
 from datafree.results import style
 from datafree.results.tables import collect
 from datafree.runs.read import find_runs, read_run
@@ -48,12 +49,34 @@ def test_every_table_of_the_pages_is_what_its_command_prints():
     found = 0
     for name in results.PAGES:
         page = (ROOT / name).read_text(encoding="utf-8")
-        assert results.refreshed(page) == page, f"{name} is stale: make results"
+        assert results.refreshed(page, name) == page, f"{name} is stale: make results"
         found += len(results.TABLE.findall(page))
     assert found >= 3
     stale = "a <!-- scripts/table.py results/cifar10_cpu/*-bsr-* --columns last -->\nold<!-- end --> b"
-    assert "| bsr |" in results.refreshed(stale)
-    assert "old" not in results.refreshed(stale)
+    fresh = results.refreshed(stale, "page")
+    assert "    python scripts/table.py results/cifar10_cpu/*-bsr-* --columns last\n" in fresh
+    assert "| bsr |" in fresh
+    assert "old" not in fresh
+    assert fresh.startswith("a <!-- ")
+    assert fresh.endswith("<!-- end --> b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- scripts/table.py results --sort -->\n| lost |", "there is no <!-- end --> behind it"),
+        (
+            "<!-- scripts/table.py results --sort -->\n<!-- scripts/table.py results -->\n<!-- end -->",
+            "page, the table of 'results --sort': there is no <!-- end --> behind it",
+        ),
+        ("<!-- scripts/table.py results 'x -->\n<!-- end -->", "No closing quotation"),
+        ("<!-- scripts/table.py results/cifar10_cpu --columns lasst -->\n<!-- end -->", "did you mean last"),
+        ("<!-- scripts/table.py results/none -->\n<!-- end -->", "no run in"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_named(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        results.refreshed(text, "page")
 
 
 @pytest.mark.parametrize("config", KEPT, ids=lambda path: path.parent.name)
@@ -89,6 +112,37 @@ def test_finished_runs_are_kept_without_their_large_files(runs, tmp_path):
     assert results.keep(runs, tmp_path / "results") == 2
     kept = {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.*")}
     assert kept == {f"runs/bsr-{seed}/{name}" for seed in (0, 1) for name in results.KEPT}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda runs: (runs / "fast_meta-0/metrics.jsonl").unlink(), "no readable metrics"),
+        (lambda runs: write_metrics(runs / "bsr-1", [10.0, 70.0], 2), "not evaluated at the same epochs"),
+        (
+            lambda runs: write_run(runs / "other", method="dafl", pair=("vgg11", "resnet18")),
+            "folders of their",
+        ),
+        (lambda runs: [(run / "summary.json").unlink() for run in runs.iterdir()], "is finished yet"),
+    ],
+)
+def test_runs_that_do_not_go_together_are_not_kept(runs, tmp_path, spoil, message):
+    spoil(runs)
+    with pytest.raises(UserError, match=message):
+        results.keep(runs, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_runs_are_kept_beside_those_that_are_there_and_in_place_of_their_own_copies(runs, tmp_path):
+    results.keep(runs, tmp_path / "results")
+    results.keep(runs, tmp_path / "results")
+    (runs / "bsr-0").rename(runs / "again")
+    with pytest.raises(UserError, match="are the same run"):
+        results.keep(runs, tmp_path / "results")
+    assert not (tmp_path / "results/runs/again").exists()
+    for wrong in (runs / "bsr-1", tmp_path / "results/runs"):
+        with pytest.raises(UserError, match="name the folder that the runs of a script are in"):
+            results.keep(wrong, tmp_path / "results")
 
 
 def test_accuracy_is_drawn_by_student_steps_with_a_band_over_seeds(runs):
