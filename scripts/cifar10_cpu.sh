@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Ten methods on the original CIFAR-10 with the same student, student steps (4,200) and batch, some twenty minutes a run
-# on one CPU core. The teacher is the public resnet20 of akamaster (github.com/akamaster/pytorch_resnet_cifar10),
-# resnet20-12fca82f.th (91.73 %); TEACHER is its file. See common.sh.
+# Ten methods on the original CIFAR-10 with the same teacher, student, student steps (4,200) and batch, ten to
+# twenty-five minutes a run on one CPU core. See common.sh.
 source "$(dirname "$0")/common.sh"
+public_resnet20
 
-pair=(cifar10 resnet20 wrn16_1 --teacher_ckpt "$(absolute "${TEACHER:-checkpoints/pretrained/resnet20-12fca82f.th}")"
+pair=(cifar10 resnet20 wrn16_1 --teacher_ckpt "$teacher"
     --mean imagenet --batch_size 128 --amp bf16 --device cpu)
 # Stored samples: 128 an epoch, from ten epochs before the student starts on; 10,240 in all.
 stored() { # method [flags]

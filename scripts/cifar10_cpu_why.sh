@@ -2,6 +2,7 @@
 # Does balance matter where the generator is imbalanced? bsr and fast_meta as in cifar10_cpu.sh, with two and with five
 # generator steps, at the learning rates published for these (Fast-Meta). See there for the teacher, and common.sh.
 source "$(dirname "$0")/common.sh"
+public_resnet20
 
 steps() { # steps lr_g lr_z
     local method
@@ -9,7 +10,7 @@ steps() { # steps lr_g lr_z
         row "$method-$1" cifar10 resnet20 wrn16_1 --method $method --mean imagenet --g_steps "$1" --lr_g "$2" --lr_z "$3" \
             --adv 1.33 --epochs 80 --warmup 10 --kd_steps 60 --ep_steps 60 --batch_size 128 --eval_every 10 --amp bf16 \
             --device cpu --reuse_teacher 400MB \
-            --teacher_ckpt "$(absolute "${TEACHER:-checkpoints/pretrained/resnet20-12fca82f.th}")"
+            --teacher_ckpt "$teacher"
     done
 }
 SEEDS=${SEEDS:-0 1}

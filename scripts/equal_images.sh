@@ -3,11 +3,12 @@
 # IHO, of which cifar10_cpu.sh has fast_meta and nayer: bsr, and nayer with the three components. Same student steps, and
 # all else as there (no layer is drawn anew in any of them: the others end before it). See common.sh.
 source "$(dirname "$0")/common.sh"
+public_resnet20
 
 equal() { # name method [flags]
     row "$1" cifar10 resnet20 wrn16_1 --method "$2" --mean imagenet --epochs 80 --warmup 10 --kd_steps 60 --ep_steps 60 \
         --batch_size 128 --eval_every 10 --amp bf16 --device cpu --reuse_teacher 400MB --refill \
-        --teacher_ckpt "$(absolute "${TEACHER:-checkpoints/pretrained/resnet20-12fca82f.th}")" "${@:3}"
+        --teacher_ckpt "$teacher" "${@:3}"
 }
 SEEDS=${SEEDS:-0 1 2}
 equal bsr bsr --g_steps 10 --adv 1.33 --reset_l0 0

@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 ORDER = ("Basic", "BLG", "DLW", "IHO", "DLW+BLG", "DLW+IHO", "BLG+IHO", "BSR")  # the paper's variants
 WORDS = {*COMPONENTS, "basic", "none", "bsr", "omz8"}  # in tags; the published ones say omz8 for BSR
 LARGEST = 1e6  # of a coordinate, a class or a count
-COLUMNS = 4  # panels beside each other at most
+COLUMNS = 2  # panels beside each other at most: their text stays legible on a phone
 
 
 class Variant(NamedTuple):

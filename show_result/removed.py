@@ -21,7 +21,7 @@ from datafree.networks.names import NetworkName
 from datafree.runs.read import read_run
 
 PARTS = 5  # of a run
-COLUMNS = ("seed", "part", "class", "made", "removed", "loss_kept", "loss_removed")
+COLUMNS = ("run", "judge", "part", "class", "made", "removed", "loss_kept", "loss_removed")
 
 
 def build_parser() -> cli.Parser:
@@ -41,8 +41,13 @@ def run() -> None:
     one, judge = read_run(args.run), read_run(args.judge)
     if args.run.resolve() == args.judge.resolve():
         raise UserError("a run's own student has seen the samples that stayed: name another run as judge")
+    if str(one.pair.teacher) != str(judge.pair.teacher) or one.dataset != judge.dataset:
+        raise UserError(f"{judge.path} has learned from another teacher: name a run with {one.pair.teacher}")
     if not one.setting("iho"):
         raise UserError(f"{one.path} has no IHO, which removes samples: name a run with it")
+    new = args.output is None or not args.output.exists()
+    if not new and not args.output.read_text(encoding="utf-8").startswith(",".join(COLUMNS)):
+        raise UserError(f"{args.output} is no file of this script: name another one")
 
     # Only now, so that --help and mistakes in flags answer at once.
     import torch
@@ -68,14 +73,14 @@ def run() -> None:
             found.append(losses.kldivs(student(inputs), teacher(inputs), one.told("T")).cpu())
     loss = torch.cat(found)
     part = torch.arange(len(loss)) * PARTS // len(loss)
+    names = [run.path.resolve().name for run in (one, judge)]
     lines = []
     for number in range(PARTS):
         for label, title in enumerate(classes):
             here = (part == number) & (samples.labels == label)
             kept, gone = loss[here & samples.kept], loss[here & ~samples.kept]
             means = ["" if not len(some) else f"{some.mean():.4f}" for some in (kept, gone)]
-            lines.append([one.seed, number, title, int(here.sum()), len(gone), *means])
-    new = args.output is None or not args.output.exists()
+            lines.append([*names, number, title, int(here.sum()), len(gone), *means])
     with open(args.output, "a", encoding="utf-8", newline="") if args.output else sys.stdout as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS] * new + lines)

@@ -518,6 +518,9 @@ def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neit
     )
     assert_refused(run_here(*command[:2], "bsr", cwd=tmp_path), "name another run as judge")
     assert_refused(run_here(command[0], "Basic", "bsr", cwd=tmp_path), "Basic has no IHO")
+    (tmp_path / "other.csv").write_text("hello")
+    refused = run_here(*command[:-1], "other.csv", cwd=tmp_path)
+    assert_refused(refused, "other.csv is no file of this script")
     done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -533,6 +536,7 @@ def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neit
         p, q = ((network(inputs) / 20).softmax(1) for network in (teacher, student))
     loss = (p * (p / q).log()).sum(1) * 400
     lines = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert {(line["run"], line["judge"]) for line in lines} == {("bsr", "Basic")}
     assert sum(int(line["made"]) for line in lines) == 64
     assert sum(int(line["removed"]) for line in lines) == 22
     for line in lines:

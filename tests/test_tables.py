@@ -73,6 +73,16 @@ def test_every_row_of_a_table_script_is_a_command_that_parses(name):
     assert len(folders) == len(lines)
 
 
+def test_a_row_that_is_not_there_and_a_missing_teacher_are_named(tmp_path):
+    done = table_script("digits", DRY_RUN="1", ONLY="fast fast_metta")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no row fast_metta in ONLY; there are: bsr cmi dafl" in done.stderr
+    assert done.stdout.count("--method fast ") == 1
+    done = table_script("cifar10_cpu", TEACHER=str(tmp_path / "none.th"))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"no teacher at {tmp_path}/none.th: put https://github.com/akamaster/" in done.stderr
+
+
 def test_the_rows_of_the_ablation_have_the_published_settings():
     lines = table_script("ablation", DRY_RUN="1").stdout.splitlines()
     settings = {parsed(line)[0].save_dir.split("-")[-2]: parsed(line)[0] for line in lines}

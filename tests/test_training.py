@@ -175,6 +175,8 @@ def test_kd_with_other_images_and_with_labels(cwd):
     assert losses["both"] == pytest.approx(losses["soft"] + losses["hard"], rel=1e-4) == losses["own"]
     assert json.loads((cwd / "folder/config.json").read_text())["method"] == "vanilla_kd_transfer"
     for more, message in [
+        (["--transfer_set", "nois"], "did you mean noise?"),
+        (["--transfer_set", ""], "neither a folder nor a dataset"),
         (["--transfer_set", "cifr10"], "neither a folder nor a dataset, did you mean cifar10?"),
         (["--transfer_set", "other", "--beta", 1], "--beta needs labels"),
         (["--alpha", 0], "leaves nothing to learn"),

@@ -225,16 +225,19 @@ def transfer_set(settings: KDSettings, run: TrainingRun, facts: DataFacts) -> Im
     Raises:
         UserError: they cannot be had, or have no labels where some are needed.
     """
-    s, name = settings, settings.transfer_set or settings.dataset
+    s = settings
+    name = s.dataset if s.transfer_set is None else s.transfer_set
     if s.beta and name != s.dataset:
         raise UserError("--beta needs labels of the teacher's classes: leave out --transfer_set, or --beta")
     if name == NOISE:
         return noise(facts.img_size)
     if name in SPECS:
         return run.load_split(name, "train", facts.img_size)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return load_folder(Path(name), facts.img_size, s.workers)
-    raise UserError(f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, SPECS)}")
+    raise UserError(
+        f"--transfer_set {name} is neither a folder nor a dataset{did_you_mean(name, [*SPECS, NOISE])}"
+    )
 
 
 def noise(img_size: int) -> ImageSet:
