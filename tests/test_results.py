@@ -61,6 +61,16 @@ def test_every_table_of_the_pages_is_what_its_command_prints():
     assert fresh.endswith("<!-- end --> b")
 
 
+def test_the_headline_of_the_readme_is_that_of_its_table():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"bsr minus fast_meta: (.*) points, 95 % confidence (.*) \(5 shared seeds\)", page)
+    (headline,) = re.findall(r"bsr minus fast_meta is (.*) points\*\*, 95 % confidence (.*), over five", page)
+    assert line == headline
+    shown = re.search("vary by (.*), those of fast_meta, .*, by (.*)\\. At", page)
+    for method, variation in zip(("bsr", "fast_meta"), shown.groups(), strict=True):
+        assert re.search(rf"^\| {method} \|.*\| {variation} ± ", page, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
