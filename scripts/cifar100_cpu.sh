@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bsr, fast_meta and nayer on CIFAR-100, forty minutes a run on one CPU core. The teacher is a network of OSI-AI
+# bsr, fast_meta and nayer on CIFAR-100, meant for CPUs; not run yet. The teacher is a network of OSI-AI
 # (github.com/Lee-Gihun/MicroNet_OSI-AI), 78.57 % as loaded here: TEACHER is its class in
 # its file, osi_cifar100.py:Net, and TEACHER_CKPT the weights. See common.sh.
 source "$(dirname "$0")/common.sh"

@@ -4,12 +4,8 @@
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
-pair=(cifar10 resnet20 wrn16_1 --teacher_ckpt "$teacher"
-    --mean imagenet --batch_size 128 --amp bf16 --device cpu)
-# Stored samples: 128 an epoch, from ten epochs before the student starts on; 10,240 in all.
 stored() { # method [flags]
-    row "$1" "${pair[@]}" --method "$1" --epochs 80 --warmup 10 --kd_steps 60 --ep_steps 60 --eval_every 10 \
-        --reuse_teacher 400MB "${@:2}"
+    row "$1" "${pair[@]}" "${budget[@]}" --method "$1" "${@:2}"
 }
 # Fresh samples for every step, and no warm-up.
 fresh() { # name method [flags]

@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
 # Does balance matter where the generator is imbalanced? bsr and fast_meta as in cifar10_cpu.sh, with two and with five
-# generator steps, at the learning rates published for these (Fast-Meta). See there for the teacher, and common.sh.
+# generator steps, at the learning rates published for these (Fast-Meta). See common.sh.
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
 steps() { # steps lr_g lr_z
     local method
     for method in bsr fast_meta; do
-        row "$method-$1" cifar10 resnet20 wrn16_1 --method $method --mean imagenet --g_steps "$1" --lr_g "$2" --lr_z "$3" \
-            --adv 1.33 --epochs 80 --warmup 10 --kd_steps 60 --ep_steps 60 --batch_size 128 --eval_every 10 --amp bf16 \
-            --device cpu --reuse_teacher 400MB \
-            --teacher_ckpt "$teacher"
+        row "$method-$1" "${pair[@]}" "${budget[@]}" --method $method --g_steps "$1" --lr_g "$2" --lr_z "$3" --adv 1.33
     done
 }
 SEEDS=${SEEDS:-0 1}

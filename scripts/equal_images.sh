@@ -6,9 +6,7 @@ source "$(dirname "$0")/common.sh"
 public_resnet20
 
 equal() { # name method [flags]
-    row "$1" cifar10 resnet20 wrn16_1 --method "$2" --mean imagenet --epochs 80 --warmup 10 --kd_steps 60 --ep_steps 60 \
-        --batch_size 128 --eval_every 10 --amp bf16 --device cpu --reuse_teacher 400MB --refill \
-        --teacher_ckpt "$teacher" "${@:3}"
+    row "$1" "${pair[@]}" "${budget[@]}" --method "$2" --refill "${@:3}"
 }
 SEEDS=${SEEDS:-0 1 2}
 equal bsr bsr --g_steps 10 --adv 1.33 --reset_l0 0

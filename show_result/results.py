@@ -88,7 +88,7 @@ def keep(folder: Path, results: Path) -> int:
 
 def require_alike(rows: list[Row]) -> None:
     """Raises:
-    UserError: rows are of several datasets or pairs of networks, or runs of a row were evaluated at others
+    UserError: rows are of several datasets or pairs of networks, or runs of a row were evaluated at other
         epochs than its first one, or have no metrics.
     """
     first = rows[0]
