@@ -4,10 +4,10 @@
     python show_result/results.py                           # `make results`
     python show_result/results.py --add run/cifar10_cpu     # after keeping the finished runs in there, too
 
-Draws show_result/cifar10_accuracy (.png and .pdf), accuracy against student steps, and cifar10_variation, the
-variation of class counts by variant beside the published one; and writes anew the tables in README.md and
-docs/results.md. A table stands between its command as a comment, `<!-- scripts/table.py ... -->`, and
-`<!-- end -->`.
+Draws in show_result/, as .png and .pdf: cifar10_accuracy, accuracy against student steps; cifar10_variation,
+the variation of class counts by variant beside the published one; cifar10_classes, the samples and the recall
+of each class. Writes anew the tables in README.md and docs/results.md: each stands between its command as a
+comment, `<!-- scripts/table.py ... -->`, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -219,6 +219,33 @@ def variation_figure(rows: list[Row]) -> Figure:
     return figure
 
 
+def classes_figure(rows: list[Row]) -> Figure:
+    """The samples stored of each class at the end and the student's recall of it, a colour a row: means over
+    seeds with bars from the lowest to the highest. The class of which the last row has most is at the top."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from datafree.results import style
+
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(WIDTH, 3.6))
+    ends = [[run.metrics[-1] for run in row.runs] for row in rows]
+    counts = [np.array([end["counts"] for end in of_row]) for of_row in ends]
+    recall = [np.array([end["test_recall"] for end in of_row]) for of_row in ends]
+    order = counts[-1].mean(0).argsort()
+    for axis, values, label in zip(axes, (counts, recall), ("samples", "recall, %"), strict=True):
+        for place, (row, of_row) in enumerate(zip(rows, values, strict=True)):
+            low, middle, high = (of(0)[order] for of in (of_row.min, of_row.mean, of_row.max))
+            y = np.arange(len(order)) + 0.3 * (0.5 - place / max(1, len(rows) - 1))
+            axis.hlines(y, low, high, color=style.COLORS[place], linewidth=1)
+            axis.scatter(middle, y, color=style.COLORS[place], s=16, label=row.label, zorder=3)
+        axis.grid(axis="y", color="#e5e5e5")
+        axis.set_axisbelow(True)
+        axis.set_xlabel(label)
+    axes[0].set_yticks(range(len(order)), np.array(rows[0].runs[0].told("classes"))[order])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncol=len(rows))
+    return figure
+
+
 def variant(row: Row) -> str:
     """The paper's name for the components of a row."""
     return variant_of(name for name in COMPONENTS if row.runs[0].config[name])
@@ -241,6 +268,7 @@ def run() -> None:
     figures = {
         "cifar10_accuracy": accuracy_figure(table_rows),
         "cifar10_variation": variation_figure(variants),
+        "cifar10_classes": classes_figure(variants[:2]),
     }
     pages = {ROOT / name: refreshed((ROOT / name).read_text(encoding="utf-8"), name) for name in PAGES}
     # Only now is anything written.

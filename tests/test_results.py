@@ -187,6 +187,33 @@ def test_the_variation_of_class_counts_is_drawn_by_variant(runs):
     plt.close(figure)
 
 
+def test_samples_and_recall_of_each_class_are_drawn_by_the_samples_of_the_last_row(runs):
+    ends = {"bsr-0": ([5, 5], [80, 60]), "bsr-1": ([7, 5], [90, 40]), "fast_meta-0": ([8, 2], [70, 50])}
+    for name, (counts, recall) in ends.items():
+        end = {
+            "epoch": 0,
+            "test_top1": 60.0,
+            "counts": counts,
+            "test_recall": recall,
+            "evaluated": True,
+            "lr": 0.1,
+            "seconds": {},
+        }
+        (runs / name / "metrics.jsonl").write_text(json.dumps(end) + "\n")
+        config = json.loads((runs / name / "config.json").read_text())
+        (runs / name / "config.json").write_text(json.dumps({**config, "classes": ["cat", "dog"]}))
+    figure = results.classes_figure(collect(find_runs([runs])[0]))
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["dog", "cat"]
+    drawn = [
+        points.get_offsets()[:, 0].tolist() for axis in (left, right) for points in axis.collections[1::2]
+    ]
+    assert drawn == [[5, 6], [2, 8], [50, 85], [50, 70]]
+    bars = [line.tolist() for line in right.collections[0].get_segments()]
+    assert [[x for x, _ in bar] for bar in bars] == [[40, 60], [80, 90]]
+    plt.close(figure)
+
+
 def test_labels_of_lines_that_end_close_together_do_not_overlap():
     figure, axis = plt.subplots(figsize=(4, 3))
     axis.set(xlim=(0, 1), ylim=(0, 100))
