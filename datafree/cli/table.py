@@ -9,6 +9,7 @@ from pathlib import Path
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.kinds import choice
+from datafree.results.effects import effects
 from datafree.results.published import Published
 from datafree.results.tables import RENDER, as_csv, by_accuracy, collect, compare, make_tables, only
 from datafree.runs.read import find_runs
@@ -38,6 +39,11 @@ def build_parser() -> cli.Parser:
         help="a column of each row's mean difference from this one, paired by seed",
     )
     parser.add_argument(
+        "--effects",
+        action="store_true",
+        help="in place of the table, what each of DLW, BLG and IHO adds: runs of all eight variants",
+    )
+    parser.add_argument(
         "--columns",
         metavar="NAME,...",
         help='these columns alone, such as "seeds,last,stored" (default: all)',
@@ -58,16 +64,18 @@ def render(args: argparse.Namespace) -> str:
     Raises:
         UserError: there are no such runs, rows or columns.
     """
-    if (args.compare or args.against or args.columns) and args.format == "csv":
-        raise UserError(
-            "CSV has every column, and a line a row: leave out --compare, --against and --columns"
-        )
+    if args.format == "csv" and (args.compare or args.against or args.columns or args.effects):
+        raise UserError("CSV has every column, and a line a row: leave out what else is asked for")
+    if args.effects and (args.compare or args.against or args.columns or args.sort):
+        raise UserError("--effects makes a table of its own: leave out what is asked of the other")
     runs, unfinished = find_runs(args.runs)
     for path in unfinished:
         print(f"not finished, left out: {path}", file=sys.stderr)
     if not runs:
         raise UserError("no run is finished yet")
     rows, published = collect(runs), Published()
+    if args.effects:
+        return "\n".join(map(RENDER[args.format], effects(rows)))
     if args.sort:
         rows = by_accuracy(rows)
     if args.format == "csv":

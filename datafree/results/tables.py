@@ -231,13 +231,20 @@ class Difference(NamedTuple):
     def interval(self) -> str:
         return f"{self.mean - self.half:+.2f} to {self.mean + self.half:+.2f}"
 
+    @property
+    def text(self) -> str:
+        return f"{self.mean:+.2f}" + (f" ({self.interval})" if self.seeds > 1 else "")
+
 
 def difference(first: Row, second: Row) -> Difference | None:
     """None where they share no seed."""
     a, b = ({run.seed: run.summary["last_top1"] for run in row.runs} for row in (first, second))
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    if not differences:
-        return None
+    return paired(differences) if differences else None
+
+
+def paired(differences: Sequence[float]) -> Difference:
+    """Their mean, and how sure it is; a difference of each seed."""
     half = math.nan
     if len(differences) > 1:
         from scipy.stats import t  # it takes long to import, and only this needs it
@@ -249,9 +256,7 @@ def difference(first: Row, second: Row) -> Difference | None:
 def _minus(row: Row, other: Row | None) -> str:
     """The cell of a row's difference from another."""
     found = None if other is None or row is other else difference(row, other)
-    if found is None:
-        return "-"
-    return f"{found.mean:+.2f}" + (f" ({found.interval})" if found.seeds > 1 else "")
+    return "-" if found is None else found.text
 
 
 def require_known(rows: Sequence[Row], *names: str) -> None:
