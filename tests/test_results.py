@@ -112,7 +112,8 @@ def test_kept_runs_of_a_method_have_the_same_settings_but_for_the_seed():
         "numpy",
     }
     for row in collect(find_runs([ROOT / "results"])[0]):
-        settings = [{name: run.config[name] for name in run.config.keys() - own} for run in row.runs]
+        names = set().union(*(run.config for run in row.runs)) - own
+        settings = [{name: run.setting(name) for name in names} for run in row.runs]
         assert all(one == settings[0] for one in settings), row.label
 
 
