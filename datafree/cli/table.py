@@ -65,9 +65,13 @@ def render(args: argparse.Namespace) -> str:
         UserError: there are no such runs, rows or columns.
     """
     if args.format == "csv" and (args.compare or args.against or args.columns or args.effects):
-        raise UserError("CSV has every column, and a line a row: leave out what else is asked for")
+        raise UserError(
+            "CSV has every column, and a line a row: leave out --compare, --against, --columns and --effects"
+        )
     if args.effects and (args.compare or args.against or args.columns or args.sort):
-        raise UserError("--effects makes a table of its own: leave out what is asked of the other")
+        raise UserError(
+            "--effects makes a table of its own: leave out --compare, --against, --columns and --sort"
+        )
     runs, unfinished = find_runs(args.runs)
     for path in unfinished:
         print(f"not finished, left out: {path}", file=sys.stderr)
