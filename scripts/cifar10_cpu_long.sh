@@ -4,8 +4,11 @@
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
-for method in bsr fast_meta; do
-    row $method "${pair[@]}" --method $method --g_steps 10 --adv 1.33 --epochs 300 --warmup 20 --kd_steps 160 \
-        --ep_steps 160 --eval_every 20 --reuse_teacher 1GB
-done
+long() { # method [flags]
+    row "$1" "${pair[@]}" --method "$1" --epochs 300 --warmup 20 --kd_steps 160 --ep_steps 160 --eval_every 20 \
+        --reuse_teacher 1GB "${@:2}"
+}
+long bsr --g_steps 10 --adv 1.33
+long fast_meta --g_steps 10 --adv 1.33
+long nayer --synthesis_batch_size 128 --g_loops 1 --gwp_loops 1
 finish

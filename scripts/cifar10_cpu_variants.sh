@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# What would put balance ahead? One flag more than in cifar10_cpu.sh in each row, all else as there; fast_meta-mixup and
+# nayer-mixup tell what is owed to mixup alone. See common.sh.
+source "$(dirname "$0")/common.sh"
+public_resnet20
+
+fast=(--g_steps 10 --adv 1.33)
+nayer=(--synthesis_batch_size 128 --g_loops 1 --gwp_loops 1)
+SEEDS=${SEEDS:-0 1}
+variant() { # name method [flags]
+    row "$1" "${pair[@]}" --method "$2" "${@:3}"
+}
+variant bsr-mixup bsr "${asking[@]}" "${fast[@]}" --mixup
+variant bsr-priority bsr "${asking[@]}" "${fast[@]}" --sampling priority
+variant bsr-label bsr "${budget[@]}" "${fast[@]}" --label_conditional
+variant fast_meta-mixup fast_meta "${asking[@]}" "${fast[@]}" --mixup
+variant nayer-mixup nayer "${asking[@]}" "${nayer[@]}" --mixup
+variant nayer-dlw nayer "${budget[@]}" "${nayer[@]}" --dlw
+finish
