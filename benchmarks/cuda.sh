@@ -19,6 +19,18 @@ for run in one two; do
     [ "${PIPESTATUS[0]}" = 0 ] || echo "the run on digits failed:"
     tail -n 4 "$out/$run.log"
 done
+# Stopped after four epochs and continued, which must agree too.
+# shellcheck disable=SC2086
+{
+    "$python" bsr_main.py $flags --deterministic --save_dir "$out/continued" & run=$!
+    for _ in $(seq 300); do
+        [ "$(cat "$out/continued/metrics.jsonl" 2> /dev/null | wc -l)" -lt 4 ] || break
+        sleep 0.2
+    done
+    kill "$run"
+    wait "$run"
+    timeout 60 "$python" bsr_main.py ${flags/--overwrite/} --deterministic --save_dir "$out/continued" --resume
+} > "$out/continued.log" 2>&1 || echo "the run that was stopped failed: see $out/continued.log"
 # The same with the teacher asked once for each view, and with all that is made to be fast.
 # shellcheck disable=SC2086
 {
@@ -28,9 +40,11 @@ done
 "$python" - "$out" <<'PY'
 import json, sys
 rows = {}
-for run in ("one", "two", "reuse", "fast"):
+for run in ("one", "two", "continued", "reuse", "fast"):
     rows[run] = [json.loads(line) for line in open(f"{sys.argv[1]}/{run}/metrics.jsonl")]
-for run, what in (("two", "two --deterministic runs"), ("reuse", "with and without --reuse_teacher")):
+for run, what in (
+    ("two", "two --deterministic runs"), ("continued", "stopped and continued"), ("reuse", "with and without --reuse_teacher")
+):
     same = all({**a, "seconds": 0} == {**b, "seconds": 0} for a, b in zip(rows["one"], rows[run], strict=True))
     print(f"{what}:", "identical" if same else "DIFFERENT")
 print("last accuracy:", {run: of_run[-1]["test_top1"] for run, of_run in rows.items()})

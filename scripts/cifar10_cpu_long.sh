@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How near to the teacher two CPU cores come in a few hours: bsr and fast_meta as in cifar10_cpu.sh, with 300 epochs of 160
+# How near to the teacher two CPU cores come in a few hours: bsr, fast_meta and nayer as in cifar10_cpu.sh, with 300 epochs of 160
 # student steps. See common.sh.
 source "$(dirname "$0")/common.sh"
 public_resnet20

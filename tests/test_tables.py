@@ -33,7 +33,8 @@ ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides
     "equal_images": 2,
     "cifar10_cpu": 12,
     "cifar10_cpu_ablation": 6,
-    "cifar10_cpu_long": 2,
+    "cifar10_cpu_long": 3,
+    "cifar10_cpu_variants": 6,
     "cifar10_cpu_why": 4,
     "cifar100_cpu": 3,
 }
