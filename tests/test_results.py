@@ -103,6 +103,7 @@ def test_kept_runs_of_a_method_have_the_same_settings_but_for_the_seed():
     own = {
         "seed",
         "save_dir",
+        "resume",
         "git_commit",
         "threads",
         "device_name",
