@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Ten methods on the original CIFAR-10 with the same teacher, student, student steps (4,200) and batch, ten to
-# thirty minutes a run on one CPU core. See common.sh.
+# forty minutes a run on one CPU core. See common.sh.
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
