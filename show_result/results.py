@@ -6,8 +6,9 @@
 
 Draws in show_result/, as .png and .pdf: cifar10_accuracy, accuracy against student steps; cifar10_variation,
 the variation of class counts by variant beside the published one; cifar10_classes, the samples and the recall
-of each class. Writes anew the tables in README.md and docs/results.md: each stands between its command as a
-comment, `<!-- scripts/table.py ... -->`, and `<!-- end -->`.
+of each class; cifar100_growth, samples and accuracy by epoch; balance, what a method has over fast_meta,
+experiment by experiment. Writes anew the tables in README.md and docs/results.md: each stands between its
+command as a comment, `<!-- scripts/table.py ... -->`, and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.cli import table
 from datafree.errors import UserError
-from datafree.results.tables import Row, collect
+from datafree.results.tables import Row, collect, difference, seed_differences
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
 from datafree.runs.read import COMPONENTS, Run, find_runs
 from show_result.ablation import ORDER, variant_of
@@ -42,6 +43,14 @@ END = "<!-- end -->"
 # Variation of the class counts at the end of the published runs (resnet34 to resnet18, CIFAR-10,
 # one run a variant), from the labels of their samples in the authors' repository.
 PUBLISHED = dict(zip(ORDER, (0.192, 0.095, 0.089, 0.114, 0.001, 0.090, 0.130, 0.000), strict=True))
+# What `balance` shows of each experiment: its words, and the runs below results/ of the two methods compared.
+EXPERIMENTS = (
+    ("bsr, 4,200 steps", "cifar10_cpu/*-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("bsr, 44,800 steps", "cifar10_cpu_long/*-bsr-seed*", "cifar10_cpu_long/*-fast_meta-seed*"),
+    ("bsr, CIFAR-100", "cifar100_cpu/*-bsr-seed*", "cifar100_cpu/*-fast_meta-seed*"),
+    ("nayer, 4,200 steps", "cifar10_cpu/*-nayer-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("nayer, CIFAR-100", "cifar100_cpu/*-nayer-seed*", "cifar100_cpu/*-fast_meta-seed*"),
+)
 WIDTH = 4.0  # inches, without the labels beside it: text stays legible on a phone
 
 
@@ -246,9 +255,69 @@ def classes_figure(rows: list[Row]) -> Figure:
     return figure
 
 
+def growth_figure(rows: list[Row]) -> Figure:
+    """The samples stored and the accuracy by epoch: means over seeds, with bands from the lowest to the
+    highest."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from datafree.results import style
+
+    figure, axes = plt.subplots(2, 1, sharex=True, figsize=(WIDTH, 4.6))
+    for axis, name, label in zip(
+        axes, ("repository", "test_top1"), ("samples stored", "test accuracy, %"), strict=True
+    ):
+        ends = []
+        for place, row in enumerate(rows):
+            color = style.COLORS[place]
+            due = np.array(evaluated(row.runs[0])) if name == "test_top1" else slice(None)
+            y = np.array([[one[name] for one in run.metrics] for run in row.runs])[:, due]
+            x = np.arange(1, len(row.runs[0].metrics) + 1)[due]
+            axis.fill_between(x, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+            axis.plot(x, y.mean(0), color=color)
+            ends.append((x[-1], y.mean(0)[-1], row.label, color))
+        axis.set(ylabel=label, xlim=(0, None), ylim=(0, None))
+        style.label_ends(axis, ends)
+    axes[1].set_xlabel("epoch")
+    figure.align_ylabels()
+    return figure
+
+
+def balance_figure(compared: list[tuple[str, Row, Row]]) -> Figure:
+    """Of each experiment (its words, a row, the row it is compared with) the difference at the last epoch:
+    each seed as a small point, the mean as a large one, its 95 % interval as a line."""
+    import matplotlib.pyplot as plt
+
+    from datafree.results import style
+
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.5 + 0.34 * len(compared)))
+    axis.axvline(0, color="#555555", linewidth=0.8)
+    for place, (_, row, other) in enumerate(compared):
+        found = difference(row, other)
+        seeds = seed_differences(row, other)
+        axis.scatter(seeds, [place] * len(seeds), s=8, color="#555555", zorder=3)
+        axis.scatter(found.mean, place, s=30, color=style.COLORS[0], zorder=2)
+        axis.hlines(place, found.mean - found.half, found.mean + found.half, color=style.COLORS[0])
+        axis.annotate(
+            found.text, (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
+        )
+    axis.set_yticks(range(len(compared)), [words for words, *_ in compared])
+    axis.invert_yaxis()
+    axis.set(xlabel="points more than fast_meta", xlim=(-17, 9))
+    axis.grid(axis="y", color="#e5e5e5")
+    axis.set_axisbelow(True)
+    return figure
+
+
 def variant(row: Row) -> str:
     """The paper's name for the components of a row."""
     return variant_of(name for name in COMPONENTS if row.runs[0].config[name])
+
+
+def kept(pattern: str) -> Row:
+    """The row of these runs in results/."""
+    (row,) = collect(find_runs(sorted((ROOT / "results").glob(pattern)))[0])
+    return row
 
 
 def run() -> None:
@@ -265,10 +334,13 @@ def run() -> None:
     require_alike(table_rows)
     variants = [row for row in table_rows if row.label in ("bsr", "fast_meta")]
     variants += collect(find_runs([results / "cifar10_cpu_ablation"])[0])
+    hundred = collect(find_runs([results / "cifar100_cpu"])[0])
     figures = {
         "cifar10_accuracy": accuracy_figure(table_rows),
         "cifar10_variation": variation_figure(variants),
         "cifar10_classes": classes_figure(variants[:2]),
+        "cifar100_growth": growth_figure(hundred),
+        "balance": balance_figure([(words, kept(of), kept(other)) for words, of, other in EXPERIMENTS]),
     }
     pages = {ROOT / name: refreshed((ROOT / name).read_text(encoding="utf-8"), name) for name in PAGES}
     # Only now is anything written.

@@ -236,11 +236,16 @@ class Difference(NamedTuple):
         return f"{self.mean:+.2f}" + (f" ({self.interval})" if self.seeds > 1 else "")
 
 
+def seed_differences(first: Row, second: Row) -> list[float]:
+    """How much higher the first one's last accuracy is, in points, seed by seed of those that both have."""
+    a, b = ({run.seed: run.summary["last_top1"] for run in row.runs} for row in (first, second))
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
 def difference(first: Row, second: Row) -> Difference | None:
     """None where they share no seed."""
-    a, b = ({run.seed: run.summary["last_top1"] for run in row.runs} for row in (first, second))
-    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-    return paired(differences) if differences else None
+    found = seed_differences(first, second)
+    return paired(found) if found else None
 
 
 def paired(differences: Sequence[float]) -> Difference:
