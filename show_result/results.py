@@ -6,13 +6,15 @@
 
 Draws in show_result/, as .png and .pdf: cifar10_accuracy, accuracy against student steps; cifar10_variation,
 the variation of class counts by variant beside the published one; cifar10_classes, the samples and the recall
-of each class; cifar100_growth, samples and accuracy by epoch; balance, what a method has over fast_meta,
-experiment by experiment. Writes anew the tables in README.md and docs/results.md: each stands between its
-command as a comment, `<!-- scripts/table.py ... -->`, and `<!-- end -->`.
+of each class; iho_removed, what removed.py has written to results/iho_removed.csv; cifar100_growth, samples
+and accuracy by epoch; balance, what a method has over fast_meta, experiment by experiment. Writes anew the
+tables in README.md and docs/results.md: each stands between its command as a comment,
+`<!-- scripts/table.py ... -->`, and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import shutil
@@ -31,6 +33,8 @@ from datafree.runs.read import COMPONENTS, Run, find_runs
 from show_result.ablation import ORDER, variant_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -229,29 +233,64 @@ def variation_figure(rows: list[Row]) -> Figure:
 
 
 def classes_figure(rows: list[Row]) -> Figure:
-    """The samples stored of each class at the end and the student's recall of it, a colour a row: means over
-    seeds with bars from the lowest to the highest. The class of which the last row has most is at the top."""
+    """The samples stored of each class at the end and the student's recall of it, a colour a row. The class
+    of which the last row has most is at the top."""
+    import numpy as np
+
+    counts, recall = (
+        {row.label: np.array([run.metrics[-1][name] for run in row.runs]) for row in rows}
+        for name in ("counts", "test_recall")
+    )
+    order = counts[rows[-1].label].mean(0).argsort()
+    return by_class(rows[0].runs[0].told("classes"), order, {"samples": counts, "recall, %": recall})
+
+
+def removed_figure(lines: list[dict[str, str]]) -> Figure:
+    """How far another student is from the teacher on the samples of each class that IHO kept and removed, and
+    how many it removed, from the lines of removed.py. The class of which most went is at the top."""
+    import numpy as np
+
+    runs, classes = (list(dict.fromkeys(line[name] for line in lines)) for name in ("run", "class"))
+    loss, count = np.zeros((2, 2, len(runs), len(classes)))  # kept and removed, sums over a run's parts
+    for line in lines:
+        here = runs.index(line["run"]), classes.index(line["class"])
+        gone = int(line["removed"])
+        for place, (number, name) in enumerate(
+            ((int(line["made"]) - gone, "loss_kept"), (gone, "loss_removed"))
+        ):
+            if number:
+                loss[place][here] += number * float(line[name])
+                count[place][here] += number
+    kept, removed = loss / count
+    order = count[1].mean(0).argsort()
+    panels = {"KD loss": {"kept by IHO": kept, "removed": removed}, "samples removed": {"removed": count[1]}}
+    return by_class(classes, order, panels)
+
+
+def by_class(
+    classes: Sequence[str], order: np.ndarray, panels: Mapping[str, Mapping[str, np.ndarray]]
+) -> Figure:
+    """Values (seeds, classes) of each label in each panel: means as points, with bars from the lowest seed to
+    the highest. Classes from the bottom up in this order; labels have the first panel's colours."""
     import matplotlib.pyplot as plt
     import numpy as np
 
     from datafree.results import style
 
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(WIDTH, 3.6))
-    ends = [[run.metrics[-1] for run in row.runs] for row in rows]
-    counts = [np.array([end["counts"] for end in of_row]) for of_row in ends]
-    recall = [np.array([end["test_recall"] for end in of_row]) for of_row in ends]
-    order = counts[-1].mean(0).argsort()
-    for axis, values, label in zip(axes, (counts, recall), ("samples", "recall, %"), strict=True):
-        for place, (row, of_row) in enumerate(zip(rows, values, strict=True)):
-            low, middle, high = (of(0)[order] for of in (of_row.min, of_row.mean, of_row.max))
-            y = np.arange(len(order)) + 0.3 * (0.5 - place / max(1, len(rows) - 1))
+    figure, axes = plt.subplots(1, len(panels), sharey=True, figsize=(WIDTH, 3.6))
+    names = list(next(iter(panels.values())))
+    for axis, (label, values) in zip(axes, panels.items(), strict=True):
+        for name, of_name in values.items():
+            place = names.index(name)
+            low, middle, high = (of(0)[order] for of in (of_name.min, of_name.mean, of_name.max))
+            y = np.arange(len(order)) + 0.3 * (0.5 - place / max(1, len(names) - 1))
             axis.hlines(y, low, high, color=style.COLORS[place], linewidth=1)
-            axis.scatter(middle, y, color=style.COLORS[place], s=16, label=row.label, zorder=3)
+            axis.scatter(middle, y, color=style.COLORS[place], s=16, label=name, zorder=3)
         axis.grid(axis="y", color="#e5e5e5")
         axis.set_axisbelow(True)
         axis.set_xlabel(label)
-    axes[0].set_yticks(range(len(order)), np.array(rows[0].runs[0].told("classes"))[order])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncol=len(rows))
+    axes[0].set_yticks(range(len(order)), np.array(classes)[order])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", ncol=len(names))
     return figure
 
 
@@ -342,6 +381,8 @@ def run() -> None:
         "cifar100_growth": growth_figure(hundred),
         "balance": balance_figure([(words, kept(of), kept(other)) for words, of, other in EXPERIMENTS]),
     }
+    with open(results / "iho_removed.csv", encoding="utf-8", newline="") as file:
+        figures["iho_removed"] = removed_figure(list(csv.DictReader(file)))
     pages = {ROOT / name: refreshed((ROOT / name).read_text(encoding="utf-8"), name) for name in PAGES}
     # Only now is anything written.
     files = [file for name, figure in figures.items() for file in style.save(figure, FOLDER / name)]
