@@ -216,6 +216,57 @@ def test_samples_and_recall_of_each_class_are_drawn_by_the_samples_of_the_last_r
     plt.close(figure)
 
 
+def test_what_iho_removed_is_drawn_as_means_over_samples_and_in_the_order_of_their_number():
+    def line(run, part, name, made, removed, loss_kept, loss_removed):
+        told = (run, part, name, made, removed, loss_kept, loss_removed)
+        return dict(
+            zip(("run", "part", "class", "made", "removed", "loss_kept", "loss_removed"), told, strict=True)
+        )
+
+    figure = results.removed_figure(
+        [
+            line("a", "0", "cat", "4", "1", "2.0", "5.0"),
+            line("a", "1", "cat", "3", "2", "6.0", "8.0"),
+            line("a", "0", "dog", "2", "2", "", "1.0"),
+            line("a", "1", "dog", "6", "3", "4.0", "6.0"),
+            line("b", "0", "cat", "2", "1", "1.0", "3.0"),
+            line("b", "0", "dog", "2", "1", "2.0", "2.0"),
+        ]
+    )
+    loss, count = figure.axes
+    assert [label.get_text() for label in loss.get_yticklabels()] == ["cat", "dog"]
+    drawn = [points.get_offsets()[:, 0].tolist() for points in loss.collections[1::2]]
+    assert drawn == [[(3 + 1) / 2, (4 + 2) / 2], [(7 + 3) / 2, (4 + 2) / 2]]
+    assert count.collections[1].get_offsets()[:, 0].tolist() == [2, 3]
+    assert [line.tolist()[0][0] for line in count.collections[0].get_segments()] == [1, 1]
+    plt.close(figure)
+
+
+def test_differences_are_drawn_with_each_seed_and_their_interval(runs):
+    bsr, fast_meta = collect(find_runs([runs])[0])
+    figure = results.balance_figure([("one", bsr, fast_meta), ("itself", bsr, bsr)])
+    (axis,) = figure.axes
+    points = [found.get_offsets().tolist() for found in axis.collections if len(found.get_offsets())]
+    seeds, mean, own_seeds, own_mean = (found for found in points if found != [[0.0, 0.0]])
+    assert (seeds, mean) == ([[-10, 0]], [[-10, 0]])
+    assert (own_seeds, own_mean) == ([[0, 1], [0, 1]], [[0, 1]])
+    assert [text.get_text() for text in axis.texts] == ["-10.00", "+0.00 (+0.00 to +0.00)"]
+    plt.close(figure)
+
+
+def test_growth_is_drawn_with_samples_of_all_epochs_and_accuracy_of_those_evaluated(runs):
+    for folder in runs.iterdir():
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [{**line, "repository": 10 * line["epoch"]} for line in lines]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figure = results.growth_figure(collect(find_runs([runs])[0]))
+    samples, accuracy = figure.axes
+    assert samples.lines[0].get_xydata().tolist() == [[1, 0], [2, 10], [3, 20], [4, 30], [5, 40], [6, 50]]
+    assert accuracy.lines[0].get_xydata().tolist() == [[1, 10], [2, 10], [4, 35], [6, 60]]
+    assert [text.get_text() for text in accuracy.texts] == ["bsr", "fast_meta"]
+    plt.close(figure)
+
+
 def test_labels_of_lines_that_end_close_together_do_not_overlap():
     figure, axis = plt.subplots(figsize=(4, 3))
     axis.set(xlim=(0, 1), ylim=(0, 100))
