@@ -51,6 +51,7 @@ PUBLISHED = dict(zip(ORDER, (0.192, 0.095, 0.089, 0.114, 0.001, 0.090, 0.130, 0.
 EXPERIMENTS = (
     ("bsr, 4,200 steps", "cifar10_cpu/*-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, 44,800 steps", "cifar10_cpu_long/*-bsr-seed*", "cifar10_cpu_long/*-fast_meta-seed*"),
+    ("bsr, as many images", "equal_images/*-wrn16_1-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, CIFAR-100", "cifar100_cpu/*-bsr-seed*", "cifar100_cpu/*-fast_meta-seed*"),
     ("nayer, 4,200 steps", "cifar10_cpu/*-nayer-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("nayer, CIFAR-100", "cifar100_cpu/*-nayer-seed*", "cifar100_cpu/*-fast_meta-seed*"),
