@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# bsr, bsr without IHO, fast_meta and nayer on CIFAR-100 with a small budget, over three hours of one core a run: EXTRA="--device cuda" for
-# a GPU. The teacher is a network of OSI-AI (github.com/Lee-Gihun/MicroNet_OSI-AI), 78.57 % as loaded here: TEACHER is
-# its class in its file, osi_cifar100.py:Net, and TEACHER_CKPT the weights. Not as published, for this teacher: --bn 1,
-# since BatchNorm's distance is ten times that of resnet20; thirty generator steps for all; --lr 1, since its logits are
-# so small that the loss hardly moves the student. See common.sh.
+# bsr, bsr without IHO, fast_meta and nayer on CIFAR-100 with a small budget, over three hours of one core a run:
+# EXTRA="--device cuda" for a GPU. The teacher is a network of OSI-AI (github.com/Lee-Gihun/MicroNet_OSI-AI), 78.57 % as
+# loaded here: TEACHER is its class in its file, osi_cifar100.py:Net, and TEACHER_CKPT the weights. Not as published, for
+# this teacher: --bn 1, since its BatchNorm distance is ten times that of resnet20; thirty generator steps for all; --lr 1,
+# since its logits are so small that the loss hardly moves the student. See common.sh.
 source "$(dirname "$0")/common.sh"
 
 teacher=$(absolute "${TEACHER:-checkpoints/pretrained/osi_cifar100.py:Net}")

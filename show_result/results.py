@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.cli import table
 from datafree.errors import UserError
-from datafree.results.tables import Row, collect, difference, seed_differences
+from datafree.results.tables import Row, collect, paired, seed_differences
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
 from datafree.runs.read import COMPONENTS, Run, find_runs
 from show_result.ablation import ORDER, variant_of
@@ -333,8 +333,8 @@ def balance_figure(compared: list[tuple[str, Row, Row]]) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 0.5 + 0.34 * len(compared)))
     axis.axvline(0, color="#555555", linewidth=0.8)
     for place, (_, row, other) in enumerate(compared):
-        found = difference(row, other)
         seeds = seed_differences(row, other)
+        found = paired(seeds)
         axis.scatter(seeds, [place] * len(seeds), s=8, color="#555555", zorder=3)
         axis.scatter(found.mean, place, s=30, color=style.COLORS[0], zorder=2)
         axis.hlines(place, found.mean - found.half, found.mean + found.half, color=style.COLORS[0])
@@ -354,7 +354,7 @@ def variant(row: Row) -> str:
     return variant_of(name for name in COMPONENTS if row.runs[0].config[name])
 
 
-def kept(pattern: str) -> Row:
+def row_of(pattern: str) -> Row:
     """The row of these runs in results/."""
     (row,) = collect(find_runs(sorted((ROOT / "results").glob(pattern)))[0])
     return row
@@ -380,7 +380,7 @@ def run() -> None:
         "cifar10_variation": variation_figure(variants),
         "cifar10_classes": classes_figure(variants[:2]),
         "cifar100_growth": growth_figure(hundred),
-        "balance": balance_figure([(words, kept(of), kept(other)) for words, of, other in EXPERIMENTS]),
+        "balance": balance_figure([(words, row_of(one), row_of(other)) for words, one, other in EXPERIMENTS]),
     }
     with open(results / "iho_removed.csv", encoding="utf-8", newline="") as file:
         figures["iho_removed"] = removed_figure(list(csv.DictReader(file)))
