@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What would put balance ahead? One flag more than in cifar10_cpu.sh in each row, all else as there; fast_meta-mixup and
-# nayer-mixup tell what is owed to mixup alone. See common.sh.
+# What would put balance ahead? One flag more than in cifar10_cpu.sh in each row, all else as there (dlw-mixup: fast_meta with
+# two); fast_meta-mixup and nayer-mixup tell what is owed to mixup alone. See common.sh.
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
@@ -11,9 +11,8 @@ variant() { # name method [flags]
     row "$1" "${pair[@]}" --method "$2" "${@:3}"
 }
 variant bsr-mixup bsr "${asking[@]}" "${fast[@]}" --mixup
-variant bsr-priority bsr "${asking[@]}" "${fast[@]}" --sampling priority
-variant bsr-label bsr "${budget[@]}" "${fast[@]}" --label_conditional
 variant fast_meta-mixup fast_meta "${asking[@]}" "${fast[@]}" --mixup
+variant dlw-mixup fast_meta "${asking[@]}" "${fast[@]}" --dlw --mixup
 variant nayer-mixup nayer "${asking[@]}" "${nayer[@]}" --mixup
 variant nayer-dlw nayer "${budget[@]}" "${nayer[@]}" --dlw
 finish
