@@ -126,19 +126,19 @@ def test_the_sweep_takes_every_published_value_once():
 
 def test_a_smoke_run_executes_every_row_then_skips_continues_and_goes_on_past_failures(tmp_path):
     environment = {"SMOKE": "1", "RUNS": str(tmp_path)}
-    first = table_script("bsr", **environment)
+    first = table_script("digits", **environment)
     assert first.returncode == 0, first.stderr
-    runs = sorted((tmp_path / "smoke-bsr").iterdir())
-    assert len(runs) == 12
+    runs = sorted((tmp_path / "smoke-digits").iterdir())
+    assert len(runs) == ROWS["digits"]
     summaries = {run: (run / "summary.json").stat().st_mtime_ns for run in runs}
     runs[0].joinpath("summary.json").unlink()  # as if it had been stopped
     shutil.rmtree(runs[1])
     runs[1].write_text("a file where a run should go")
-    second = table_script("bsr", **environment)
+    second = table_script("digits", **environment)
     assert second.returncode == 1
     assert f"failed: {runs[1]}" in second.stderr
     assert second.stderr.count("failed:") == 1
-    assert second.stdout.count("finished: ") == 10
+    assert second.stdout.count("finished: ") == ROWS["digits"] - 2
     assert (runs[0] / "summary.json").is_file()
     for run in runs[2:]:
         assert (run / "summary.json").stat().st_mtime_ns == summaries[run]
