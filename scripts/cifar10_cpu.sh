@@ -14,9 +14,9 @@ fresh() { # name method [flags]
 fast=(--g_steps 10 --adv 1.33)
 SEEDS=${SEEDS:-0 1 2 3 4} stored bsr "${fast[@]}"
 SEEDS=${SEEDS:-0 1 2 3 4} stored fast_meta "${fast[@]}"
+SEEDS=${SEEDS:-0 1 2 3 4} stored nayer --synthesis_batch_size 128 --g_loops 1 --gwp_loops 1
 SEEDS=${SEEDS:-0 1 2}
 stored fast "${fast[@]}"
-stored nayer --synthesis_batch_size 128 --g_loops 1 --gwp_loops 1
 # The published steps, 200 and 1,000, would take hours; steps and learning rates as in digits.sh.
 stored cmi --g_steps 20 --lr_g 5e-3 --lr_z 1e-2
 stored deepinv --g_steps 60

@@ -51,10 +51,20 @@ PUBLISHED = dict(zip(ORDER, (0.192, 0.095, 0.089, 0.114, 0.001, 0.090, 0.130, 0.
 EXPERIMENTS = (
     ("bsr, 4,200 steps", "cifar10_cpu/*-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, 44,800 steps", "cifar10_cpu_long/*-bsr-seed*", "cifar10_cpu_long/*-fast_meta-seed*"),
-    ("bsr, as many images", "equal_images/*-wrn16_1-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, CIFAR-100", "cifar100_cpu/*-bsr-seed*", "cifar100_cpu/*-fast_meta-seed*"),
+    ("bsr, as many images", "equal_images/*-wrn16_1-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("bsr, 5 generator steps", "cifar10_cpu_why/*-bsr-5-seed*", "cifar10_cpu_why/*-fast_meta-5-seed*"),
+    ("bsr, 2 generator steps", "cifar10_cpu_why/*-bsr-2-seed*", "cifar10_cpu_why/*-fast_meta-2-seed*"),
+    ("bsr, alpha 1 throughout", "cifar10_cpu_why/*-bsr-con_max-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("bsr, mixup", "cifar10_cpu_variants/*-bsr-mixup-*", "cifar10_cpu_variants/*-fast_meta-mixup-*"),
     ("nayer, 4,200 steps", "cifar10_cpu/*-nayer-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("nayer, CIFAR-100", "cifar100_cpu/*-nayer-seed*", "cifar100_cpu/*-fast_meta-seed*"),
+    ("nayer, mixup", "cifar10_cpu_variants/*-nayer-mixup-*", "cifar10_cpu_variants/*-fast_meta-mixup-*"),
+    (
+        "the recipe: nayer, mixup\nless fast_meta without",
+        "cifar10_cpu_variants/*-nayer-mixup-*",
+        "cifar10_cpu/*-fast_meta-seed*",
+    ),
 )
 WIDTH = 4.0  # inches, without the labels beside it: text stays legible on a phone
 
