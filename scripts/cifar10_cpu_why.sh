@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does balance matter where the generator is imbalanced? bsr and fast_meta as in cifar10_cpu.sh, with two and with five
-# generator steps, at the learning rates published for these (Fast-Meta). Does alpha rise too early? bsr as there, with the
-# alpha that it ends with from the first epoch on. See common.sh.
+# generator steps, at the learning rates published for these (Fast-Meta). Does alpha rise too early, or too far? bsr as there,
+# with an alpha of 1 from the end of the warm-up on, and with one that comes to 1 at the end only. See common.sh.
 source "$(dirname "$0")/common.sh"
 public_resnet20
 
@@ -12,7 +12,9 @@ steps() { # steps lr_g lr_z
     done
 }
 SEEDS=${SEEDS:-0 1}
-row bsr-con_max "${pair[@]}" "${budget[@]}" --method bsr --g_steps 10 --adv 1.33 --dlw_mode con_max
+for mode in con_max curve; do
+    row bsr-$mode "${pair[@]}" "${budget[@]}" --method bsr --g_steps 10 --adv 1.33 --dlw_mode $mode
+done
 steps 2 5e-3 0.015
 steps 5 3e-3 0.01
 finish

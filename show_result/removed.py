@@ -46,8 +46,11 @@ def run() -> None:
     if not one.setting("iho"):
         raise UserError(f"{one.path} has no IHO, which removes samples: name a run with it")
     new = args.output is None or not args.output.exists()
-    if not new and not args.output.read_text(encoding="utf-8").startswith(",".join(COLUMNS)):
+    before = "" if new else args.output.read_text(encoding="utf-8")
+    if not new and not before.startswith(",".join(COLUMNS)):
         raise UserError(f"{args.output} is no file of this script: name another one")
+    if f"\n{args.run.resolve().name}," in before:
+        raise UserError(f"{args.output} has lines of {args.run} already: remove it or name another one")
 
     # Only now, so that --help and mistakes in flags answer at once.
     import torch

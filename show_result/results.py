@@ -55,13 +55,14 @@ EXPERIMENTS = (
     ("bsr, as many images", "equal_images/*-wrn16_1-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, 5 generator steps", "cifar10_cpu_why/*-bsr-5-seed*", "cifar10_cpu_why/*-fast_meta-5-seed*"),
     ("bsr, 2 generator steps", "cifar10_cpu_why/*-bsr-2-seed*", "cifar10_cpu_why/*-fast_meta-2-seed*"),
-    ("bsr, alpha 1 throughout", "cifar10_cpu_why/*-bsr-con_max-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("bsr, alpha 1 after warm-up", "cifar10_cpu_why/*-bsr-con_max-seed*", "cifar10_cpu/*-fast_meta-seed*"),
+    ("bsr, alpha later, up to 1", "cifar10_cpu_why/*-bsr-curve-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, mixup", "cifar10_cpu_variants/*-bsr-mixup-*", "cifar10_cpu_variants/*-fast_meta-mixup-*"),
     ("nayer, 4,200 steps", "cifar10_cpu/*-nayer-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("nayer, CIFAR-100", "cifar100_cpu/*-nayer-seed*", "cifar100_cpu/*-fast_meta-seed*"),
     ("nayer, mixup", "cifar10_cpu_variants/*-nayer-mixup-*", "cifar10_cpu_variants/*-fast_meta-mixup-*"),
     (
-        "the recipe: nayer, mixup\nless fast_meta without",
+        "the recipe: nayer, mixup\nminus fast_meta without",
         "cifar10_cpu_variants/*-nayer-mixup-*",
         "cifar10_cpu/*-fast_meta-seed*",
     ),
@@ -342,18 +343,22 @@ def balance_figure(compared: list[tuple[str, Row, Row]]) -> Figure:
 
     figure, axis = plt.subplots(figsize=(WIDTH, 0.5 + 0.34 * len(compared)))
     axis.axvline(0, color="#555555", linewidth=0.8)
+    shown: list[float] = []
     for place, (_, row, other) in enumerate(compared):
         seeds = seed_differences(row, other)
         found = paired(seeds)
         axis.scatter(seeds, [place] * len(seeds), s=8, color="#555555", zorder=3)
         axis.scatter(found.mean, place, s=30, color=style.COLORS[0], zorder=2)
         axis.hlines(place, found.mean - found.half, found.mean + found.half, color=style.COLORS[0])
+        text = found.text if len(seeds) > 1 else f"{found.text} (one seed)"
         axis.annotate(
-            found.text, (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
+            text, (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
         )
+        shown += seeds
     axis.set_yticks(range(len(compared)), [words for words, *_ in compared])
     axis.invert_yaxis()
-    axis.set(xlabel="points more than fast_meta", xlim=(-17, 9))
+    # All seeds, but not the whole interval of very few.
+    axis.set(xlabel="points more than fast_meta", xlim=(min(shown) - 3, max(shown) + 3))
     axis.grid(axis="y", color="#e5e5e5")
     axis.set_axisbelow(True)
     return figure

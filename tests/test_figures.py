@@ -523,6 +523,7 @@ def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neit
     assert_refused(refused, "other.csv is no file of this script")
     done = run_here(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert_refused(run_here(*command, cwd=tmp_path), "a.csv has lines of bsr already")
 
     run = read_run(tmp_path / "bsr")
     samples = read_samples(run)

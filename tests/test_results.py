@@ -250,7 +250,7 @@ def test_differences_are_drawn_with_each_seed_and_their_interval(runs):
     seeds, mean, own_seeds, own_mean = (found for found in points if found != [[0.0, 0.0]])
     assert (seeds, mean) == ([[-10, 0]], [[-10, 0]])
     assert (own_seeds, own_mean) == ([[0, 1], [0, 1]], [[0, 1]])
-    assert [text.get_text() for text in axis.texts] == ["-10.00", "+0.00 (+0.00 to +0.00)"]
+    assert [text.get_text() for text in axis.texts] == ["-10.00 (one seed)", "+0.00 (+0.00 to +0.00)"]
     plt.close(figure)
 
 

@@ -35,7 +35,7 @@ ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides
     "cifar10_cpu_ablation": 6,
     "cifar10_cpu_long": 3,
     "cifar10_cpu_variants": 5,
-    "cifar10_cpu_why": 5,
+    "cifar10_cpu_why": 6,
     "cifar100_cpu": 4,
 }
 
