@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datafree.api import distill
-    from datafree.networks.portable import load_student
+    from datafree.networks.student_file import load_student
 
 __all__ = ["distill", "load_student"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return distill
     if name == "load_student":
-        from datafree.networks.portable import load_student
+        from datafree.networks.student_file import load_student
 
         return load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

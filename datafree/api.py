@@ -17,16 +17,16 @@ from torch.nn.parameter import is_lazy
 
 from datafree.assemble import make_distiller
 from datafree.data.augment import Augment, Normalize
-from datafree.data.facts import LEAST_STD, MAX_SIZE
+from datafree.data.image_spec import LEAST_STD, MAX_SIZE
 from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluation
+from datafree.extras.teacher_cache import ROUNDED
 from datafree.methods import METHODS
-from datafree.networks.examine import NO_STATISTICS, examine, require_usable
-from datafree.reuse import ROUNDED
+from datafree.networks.check import NO_STATISTICS, check_network, require_usable
 from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
 from datafree.torch_utils.precision import found_precision
-from datafree.torch_utils.streams import random_state_kept
+from datafree.torch_utils.random import random_state_kept
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,8 +110,8 @@ def distill(
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(settings.seed)
-        taught = examine(teacher, "teacher", len(mean), img_size, device, settings.feature_layer)
-        learning = examine(student, "student", len(mean), img_size, device, trained=True)
+        taught = check_network(teacher, "teacher", len(mean), img_size, device, settings.feature_layer)
+        learning = check_network(student, "student", len(mean), img_size, device, trained=True)
         for found in (taught, learning):
             if found.hook:
                 stack.callback(found.hook.remove)

@@ -13,11 +13,11 @@ from datafree.evaluation import Evaluation, HeldOut
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.repository import Log, SampleRepository
 from datafree.settings import Settings
-from datafree.synthesis.base import Context
+from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.create import create_synthesizer
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 from datafree.torch_utils.precision import autocast
-from datafree.torch_utils.processes import ALONE, Processes
-from datafree.torch_utils.streams import RandomStreams
+from datafree.torch_utils.random import RandomGenerators
 
 
 def make_distiller(
@@ -32,7 +32,7 @@ def make_distiller(
     device: torch.device,
     evaluate: Callable[[nn.Module], Evaluation] | None = None,
     hold_out: bool = False,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     log: Log | None = None,
 ) -> Distiller:
     """Everything that an epoch needs.
@@ -53,9 +53,9 @@ def make_distiller(
             from it.
     """
     s, image_shape = settings, (augment.normalize.channels, img_size, img_size)
-    streams = RandomStreams(s.seed, device, processes.rank)
+    streams = RandomGenerators(s.seed, device, processes.rank)
     amp = s.amp if s.amp != "fp16" else "off"  # a synthesis has no scaler that saves small gradients
-    context = Context(
+    context = SynthesisInputs(
         teacher,
         student,
         augment,

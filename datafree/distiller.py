@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import priority
-from datafree.balance import count_entropy, count_variation, least_valuable
+from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator
-from datafree.data.augment import Augment, mixed
+from datafree.data.augment import Augment
 from datafree.data.pixels import to_float
 from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
 from datafree.evaluation import Evaluation, HeldOut
-from datafree.iho import HomogeneityOperator, Spread
-from datafree.kd import Batch, StudentTrainer
-from datafree.networks.examine import weights_and_statistics
+from datafree.extras.mixing import mixed
+from datafree.extras.teacher_cache import TeacherCache
+from datafree.iho import HomogeneityOperator, OutlierScores
+from datafree.networks.check import weights_and_statistics
 from datafree.repository import SampleRepository
-from datafree.reuse import TeacherReuse
 from datafree.samples import Samples
 from datafree.settings import Settings
+from datafree.student import Batch, StudentTrainer
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
-from datafree.torch_utils.processes import ALONE, Processes
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
+from datafree.torch_utils.random import RandomGenerators
 from datafree.torch_utils.state import require_like
-from datafree.torch_utils.streams import RandomStreams
 
 LAST_UNPRUNED = 5  # IHO rests in this many last epochs
 Losses = dict[str, float]
@@ -61,9 +61,9 @@ class Distiller:
         repository: SampleRepository,
         augment: Augment,
         settings: Settings,
-        streams: RandomStreams,
+        streams: RandomGenerators,
         evaluate: Callable[[nn.Module], Evaluation] | None,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         held_out: HeldOut | None = None,
     ):
         s = settings
@@ -77,10 +77,10 @@ class Distiller:
         self.blg = BiasedLabelGenerator(repository.num_classes)
         self.iho = HomogeneityOperator(repository.num_classes, s.synthesis_samples)
         self.kd = StudentTrainer(teacher, student, s, streams.device, processes)
-        self.reuse: TeacherReuse | None = None
+        self.reuse: TeacherCache | None = None
         if s.reuse_teacher is not None:
             batch_size, shape = s.batch_size // processes.world_size, repository.image_shape
-            self.reuse = TeacherReuse(
+            self.reuse = TeacherCache(
                 self.kd.teach,
                 augment,
                 shape,
@@ -121,38 +121,29 @@ class Distiller:
                 added += len(new)
                 if s.max_samples is not None:
                     removed += self._evict(len(self.repository) - s.max_samples)
-                self.processes.wait()  # until the first has logged the samples
+                self.processes.barrier()  # until the first has logged the samples
                 self.dlw.observe(loss_terms["adv"], loss_terms["bn"])
             if warming_up:
                 continue
 
             # 3. IHO prunes the repository.
-            prune, missing = s.iho and epoch < s.epochs - LAST_UNPRUNED, 0
+            prune = s.iho and epoch < s.epochs - LAST_UNPRUNED
             with self._phase("iho"):
                 if prune or number == s.rounds - 1:
                     spread = self.iho.measure(self.repository.table())
                 if prune and spread:
                     pruned = self.iho.select(spread, self.repository.labels)
-                    pruned = self.processes.first_says(pruned.cpu()).to(pruned.device)
+                    pruned = self.processes.broadcast_object(pruned.cpu()).to(pruned.device)
                     self.repository.remove(pruned)
                     removed += len(pruned)
-                    missing = len(pruned) if s.refill else 0
 
             # 4. BLG sets the odds of the labels of the next synthesis.
             if s.blg:
                 self.blg.update(self.repository.counts())
-            if missing:
-                with self._phase("synthesis"):
-                    made += self._refill(missing, epoch, alpha, on_step)
-                    added += missing
-                if s.blg:
-                    self.blg.update(self.repository.counts())
 
             # 5. KD trains the student on the repository.
             with self._phase("kd"):
-                kd_loss, skipped = self.kd.train(self._batches(on_step, epoch), on_step)
-                if s.sampling == "priority":
-                    self.repository.share_priorities(self.processes)
+                kd_loss, skipped = self.kd.train(self._batches(on_step), on_step)
                 overflows += skipped
                 made += 0 if s.store_samples else s.kd_steps * s.batch_size
                 require_finite_weights(self.student, epoch, "distillation", "--lr")
@@ -197,14 +188,14 @@ class Distiller:
             UserError: a loss is no longer finite.
         """
         p = self.processes
-        made = self.synthesizer.synthesize(p.share(targets), alpha, on_step)
+        made = self.synthesizer.synthesize(p.shard(targets), alpha, on_step)
         samples, terms, steps = made.samples, made.losses, made.steps
         if p.world_size > 1:
             sums = torch.tensor(list(terms.values()), device=targets.device)
-            p.average([sums])
+            p.all_reduce_mean([sums])
             terms = dict(zip(terms, sums.tolist(), strict=True))
             steps = {name: [value] for name, value in terms.items()}
-            samples = Samples(*map(p.gather, vars(samples).values()))
+            samples = Samples(*map(p.all_gather, vars(samples).values()))
         # The first step that went wrong tells why; the total, which comes first, is the terms' sum.
         if not all(map(math.isfinite, terms.values())):
             # A student may have gone astray before, and show it now.
@@ -222,52 +213,23 @@ class Distiller:
         logits = self.student.eval()(self.augment.normalize(to_float(samples.images)))
         return bool(logits.isfinite().all())
 
-    def _refill(self, missing: int, epoch: int, alpha: float, on_step: OnStep) -> int:
-        """Store `missing` samples, of as many syntheses as that takes; returns how many were made. DLW is
-        not told their losses: it compares those of one synthesis a round.
-
-        Raises:
-            UserError: a loss is no longer finite.
-        """
-        made = 0
-        while missing:
-            targets = self._targets()
-            new, _, _ = self._synthesize(epoch, targets, alpha, on_step)
-            new = new[torch.arange(min(missing, len(new)), device=targets.device)]
-            self.repository.add(new)
-            self.processes.wait()
-            missing -= len(new)
-            made += len(targets)
-        return made
-
     def _evict(self, count: int) -> int:
         """Drop `count` samples, if that is above 0; returns how many."""
-        s, repository = self.settings, self.repository
         if count <= 0:
             return 0
-        gone = torch.arange(count, device=repository.device)
-        if s.evict == "balanced":
-            assert s.max_samples is not None  # or else nothing is dropped
-            worth = repository.labels, repository.confidences
-            gone = least_valuable(*worth, count, repository.num_classes, s.max_samples)
-            gone = self.processes.first_says(gone.cpu()).to(gone.device)
-        repository.remove(gone)
+        self.repository.remove(torch.arange(count, device=self.repository.device))
         return count
 
-    def _batches(self, on_step: OnStep = ignore_step, epoch: int = 0) -> Iterator[Batch]:
+    def _batches(self, on_step: OnStep = ignore_step) -> Iterator[Batch]:
         """`kd_steps` batches of stored samples, augmented, or of fresh ones; mixed, if asked for."""
-        drawn, rng = self._draws(on_step, epoch), self.streams.distillation
+        drawn, rng = self._draws(on_step), self.streams.distillation
         return ((mixed(batch[0], rng), None) for batch in drawn) if self.settings.mixup else drawn
 
-    def _draws(self, on_step: OnStep, epoch: int) -> Iterator[Batch]:
+    def _draws(self, on_step: OnStep) -> Iterator[Batch]:
         s, rng = self.settings, self.streams.distillation
         batch_size = s.batch_size // self.processes.world_size
         if self.reuse:
             yield from self.reuse.batches(self.repository, s.kd_steps, rng, on_step)
-        elif s.sampling == "priority":
-            progress = (epoch - s.warmup) / max(1, s.epochs - 1 - s.warmup)
-            for places, weigh in priority.draws(self.repository, batch_size, s.kd_steps, rng, progress):
-                yield self.augment(self.repository.drawn(places), rng), None, weigh
         elif s.store_samples:
             for images in self.repository.batches(batch_size, s.kd_steps, rng):
                 yield self.augment(images, rng), None
@@ -286,7 +248,9 @@ class Distiller:
 
         def told(evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
             with nullcontext() if last else self.kd.autocast():
-                return self.processes.first_says(evaluate(self.student) if self.processes.first else None)
+                return self.processes.broadcast_object(
+                    evaluate(self.student) if self.processes.is_main else None
+                )
 
         if self.evaluate and (first or (due and epoch >= s.warmup)):
             self.evaluation = told(self.evaluate)
@@ -304,7 +268,7 @@ class Distiller:
             **({"agreement": self.agreement.top1} if self.agreement else {}),
         }
 
-    def _balance(self, spread: Spread | None) -> dict[str, Any]:
+    def _balance(self, spread: OutlierScores | None) -> dict[str, Any]:
         counts = self.repository.counts()
         return {
             "counts": counts.tolist(),
@@ -349,7 +313,7 @@ class Distiller:
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "agreement": asdict(self.agreement) if self.agreement else None,
             "held_out": self.held_out.state_dict() if self.held_out else None,
-            "streams": self.processes.collect(self.streams.state_dict()),
+            "streams": self.processes.all_gather_object(self.streams.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

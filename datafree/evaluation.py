@@ -119,7 +119,7 @@ def _evaluate(
     return evaluation, torch.cat(classes) if classes else torch.zeros(0, dtype=torch.long, device=device)
 
 
-class Judge:
+class Evaluator:
     """Scores networks on labelled images: accuracy, and agreement with a teacher.
 
     Args:
@@ -199,7 +199,7 @@ class HeldOut:
     def _labelled(self) -> Iterable[tuple[Tensor, Tensor]]:
         for images in self.images.split(BATCH):
             inputs = self.normalize(to_float(images.to(self.device)))
-            with torch.autocast(self.device.type, enabled=False):  # as `Judge` asks it
+            with torch.autocast(self.device.type, enabled=False):  # as `Evaluator` asks it
                 logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
             yield images, logits.argmax(1)
 

@@ -33,7 +33,7 @@ def outlier_factors(distances: Tensor, neighbours: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Spread:
+class OutlierScores:
     """How evenly the samples of all classes are spread within them."""
 
     factors: Tensor  # (N,) float64, local outlier factors, oldest sample first; NaN in classes too small
@@ -59,7 +59,7 @@ class HomogeneityOperator:
         self.limit = math.ceil(batch_size / num_classes) + 1
         self.lists = NeighbourLists(k)
 
-    def measure(self, table: SlotTable) -> Spread:
+    def measure(self, table: SlotTable) -> OutlierScores:
         """Score every class with more than k samples. What a call finds out about neighbours is kept, so
         that the next one has only the difference to do; the result does not depend on the calls before."""
         self.lists.update(table)
@@ -69,7 +69,7 @@ class HomogeneityOperator:
         scored = (counts[labels] > self.k).nonzero().squeeze(1)
         factors = torch.full((len(slots),), math.nan, dtype=torch.float64, device=slots.device)
         if not len(scored):
-            return Spread(factors, scored, math.nan, math.nan)
+            return OutlierScores(factors, scored, math.nan, math.nan)
         place = torch.empty_like(table.labels)  # of a slot among those scored
         place[slots[scored]] = torch.arange(len(scored), device=slots.device)
         distances = self.lists.distances[slots[scored], : self.k]
@@ -80,9 +80,9 @@ class HomogeneityOperator:
         low, high = (q1 - 1.5 * iqr)[labels], (q3 + 1.5 * iqr)[labels]
         outside = ((factors < low) | (factors > high)).nonzero().squeeze(1)
         relative_iqr = (iqr / median)[counts > self.k].mean().item()
-        return Spread(factors, outside, relative_iqr, len(outside) / len(scored))
+        return OutlierScores(factors, outside, relative_iqr, len(outside) / len(scored))
 
-    def select(self, spread: Spread, labels: Tensor) -> Tensor:
+    def select(self, spread: OutlierScores, labels: Tensor) -> Tensor:
         """Indices of the samples to remove, ascending: at most `ceil(B / C) + 1` of each class, the
         ones stored first. `labels`: (N,) int64, oldest sample first."""
         outside = spread.outside

@@ -10,9 +10,6 @@ class Keywords(TypedDict, total=False):
     iho: bool | None
     store_samples: bool | None
     max_samples: int | None
-    evict: str | None
-    sampling: str | None
-    refill: bool | None
     dlw_mode: str | None
     oh_min: float | None
     oh_max: float | None
@@ -28,7 +25,6 @@ class Keywords(TypedDict, total=False):
     is_maml: int | None
     reset_l0: int | None
     reset_bn: int | None
-    label_conditional: bool | None
     adv: float | None
     epochs: int | None
     warmup: int | None

@@ -17,13 +17,6 @@ def kldiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1
     return F.kl_div(q, p, reduction="batchmean", log_target=True) * temperature**2
 
 
-def kldivs(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The same of each row, (N,)."""
-    q = F.log_softmax(student_logits / temperature, dim=1)
-    p = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(q, p, reduction="none", log_target=True).sum(1) * temperature**2
-
-
 def jsdiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Jensen-Shannon divergence as DeepInversion takes it (Yin et al., CVPR 2020, equation 6):
     the two softmaxes and their mean are clamped to [0.01, 0.99] before the logarithm."""
@@ -104,12 +97,3 @@ def divergence(kind: str, student_logits: Tensor, teacher_logits: Tensor, temper
     if kind == "l1":
         return F.l1_loss(student_logits, teacher_logits) / temperature
     raise ValueError(f"kind must be kl or l1, not {kind}")
-
-
-def divergences(
-    kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0
-) -> Tensor:
-    """The same of each row, (N,); their mean is `divergence`, to rounding."""
-    if kind == "l1":
-        return F.l1_loss(student_logits, teacher_logits, reduction="none").mean(1) / temperature
-    return kldivs(student_logits, teacher_logits, temperature)

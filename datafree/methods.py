@@ -48,7 +48,7 @@ class Method:
 
 # What bsr, fast_meta, fast and (without latent codes) nayer take, whose loss is one; what the meta step adds.
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
-_META = (*_FAST, "reset_l0", "reset_bn", "is_maml", "label_conditional")
+_META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from datafree.neighbours import SlotTable
 from datafree.samples import Samples
-from datafree.torch_utils.processes import Processes
-
-FORMAT = 2  # of what is logged and saved of a sample; 1 had no confidences
 
 
 class Log(Protocol):
@@ -70,14 +67,12 @@ class SampleRepository:
             return torch.empty((0, *shape), dtype=dtype, device=self.device)
 
         self.stored = 0  # samples, ever
-        self._highest = torch.zeros((), device=self.device)  # priority so far; 0 while none is known
         self._rows = {
             "labels": none(),
             "features": none(self._feature_dim, dtype=torch.float32),
             "margins": none(dtype=torch.float32),
             "confidences": none(dtype=torch.float32),
             "serials": none(),
-            "priorities": none(dtype=torch.float32),
             "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
         }
         self._images = none(*self.image_shape, dtype=torch.uint8)
@@ -108,25 +103,6 @@ class SampleRepository:
     def confidences(self) -> Tensor:
         """(N,) float32: the teacher's top probability, in [0, 1]."""
         return self._rows["confidences"][self._order]
-
-    @property
-    def priorities(self) -> Tensor:
-        """(N,) float32, positive: see `priority.draws`."""
-        return self._rows["priorities"][self._order]
-
-    def prioritise(self, indices: Tensor, priorities: Tensor) -> None:
-        """Give samples at these places of the stored order other priorities."""
-        self._rows["priorities"][self._order[indices]] = priorities
-        self._highest = torch.maximum(self._highest, priorities.max())
-
-    def share_priorities(self, processes: Processes) -> None:
-        """Have everywhere the priorities that each process has given its own samples."""
-        if processes.world_size == 1:
-            return
-        shared = torch.where(self._are_own(self.serials), self.priorities * self.world_size, 0.0)
-        processes.average([shared])
-        self._rows["priorities"][self._order] = shared
-        self._highest.fill_(max(processes.collect(self._highest.item())))
 
     @property
     def serials(self) -> Tensor:
@@ -188,7 +164,6 @@ class SampleRepository:
             "margins": samples.margins,
             "confidences": samples.confidences,
             "serials": serials,
-            "priorities": torch.where(self._highest > 0, self._highest, 1.0).expand(count),
             "places": places,
         }
         for name, values in new.items():
@@ -265,14 +240,7 @@ class SampleRepository:
 
     def state_dict(self) -> dict:
         """Which samples of the log there are, in order; without a log, the samples themselves."""
-        state = {
-            "stored": self.stored,
-            "serials": self.serials,
-            "feature_dim": self._feature_dim,
-            "format": FORMAT,
-            "priorities": self.priorities,
-            "highest_priority": self._highest,
-        }
+        state = {"stored": self.stored, "serials": self.serials, "feature_dim": self._feature_dim}
         if self.log:
             self.log.flush()
             return {**state, "checksum": self.log.checksum}
@@ -287,17 +255,12 @@ class SampleRepository:
             UserError: the log lacks some of them.
             ValueError: the state makes no sense.
         """
-        if state["format"] != FORMAT:
-            raise ValueError("the samples are in the format of another version")
         serials, stored = state["serials"].to(self.device), state["stored"]
         if serials.dim() != 1 or serials.dtype != torch.long or type(stored) is not int:
             raise ValueError("serials are no list of numbers")
         ends = (0, *serials[:1].tolist(), *serials[-1:].tolist(), stored)
         if list(ends) != sorted(ends) or stored in serials or not (serials.diff() > 0).all():
             raise ValueError("serials are not of samples stored")
-        priorities = state.get("priorities", torch.ones(len(serials)))  # an earlier version had none
-        if priorities.shape != serials.shape or not ((priorities > 0) & priorities.isfinite()).all():
-            raise ValueError("priorities are not of samples stored")
         self._clear()
         if self.log:
             self.log.truncate(stored)
@@ -309,8 +272,6 @@ class SampleRepository:
         else:
             self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
         self.stored = state["stored"]
-        self._rows["priorities"][self._order] = priorities.to(self.device, torch.float32)
-        self._highest.fill_(state.get("highest_priority", 0.0))
 
 
 def _grown(rows: Tensor, capacity: int) -> Tensor:

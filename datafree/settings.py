@@ -152,7 +152,7 @@ class Data:
     )
     data_root: str = option("data", FOLDER, "folder with the data; torchdata/ below it is searched too")
     download: bool = option(False, SWITCH, "fetch a dataset that torchvision can fetch if it is not there")
-    # Of mean, std, img_size and flip it is the values found in the end that identify a run, see `DataFacts`.
+    # Of mean, std, img_size and flip it is the values found in the end that identify a run, see `ImageSpec`.
     mean: str | None = option(
         None,
         TEXT,
@@ -229,23 +229,8 @@ class Components(MethodGroup):
     max_samples: int | None = setting(
         None,
         COUNT,
-        "largest number of samples in the repository; --evict says which are removed first",
+        "largest number of samples in the repository; the oldest go first",
         default_text="no limit",
-    )
-    evict: str = setting(
-        "oldest",
-        choice("eviction", ("oldest", "balanced")),
-        "which samples go beyond --max_samples: oldest, or balanced for those of full classes of which the "
-        "teacher is sure",
-    )
-    sampling: str = setting(
-        "uniform",
-        choice("sampling", ("uniform", "priority")),
-        "how the student's batches are drawn from the repository: uniform, or priority for more of what it "
-        "last disagreed on",
-    )
-    refill: bool = setting(
-        False, SWITCH, "after IHO, synthesise again until as many samples are stored as it has removed"
     )
     dlw_mode: str = setting(
         "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
@@ -283,12 +268,6 @@ class SynthesisByTeacher:
         1, few(0, 1), "1: draw the generator's first layers anew 120 calls after the warm-up"
     )
     reset_bn: int = setting(0, few(0, 1), "1: draw all its BatchNorm layers anew at that call")
-    label_conditional: bool = setting(
-        False,
-        SWITCH,
-        "begin latent codes with a code of the label asked for, which stays the same from call to call (bsr, "
-        "fast_meta)",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -644,18 +623,8 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         raise UserError(
             "--reuse_teacher needs stored samples, of which views come again: add --store_samples"
         )
-    if v["sampling"] == "priority" and not v["store_samples"]:
-        raise UserError("--sampling priority needs stored samples: add --store_samples")
-    if v["sampling"] == "priority" and v["reuse_teacher"] is not None:
-        raise UserError(
-            "--sampling priority draws by what the step before has shown, and --reuse_teacher needs to know "
-            "all draws of an epoch before: leave one of them out"
-        )
-    if v["mixup"] and (v["reuse_teacher"] is not None or v["sampling"] == "priority"):
-        beside = "--sampling priority" if v["reuse_teacher"] is None else "--reuse_teacher"
-        raise UserError(
-            f"{beside} goes by what is known of single images, which --mixup blends: leave one of them out"
-        )
+    if v["mixup"] and v["reuse_teacher"] is not None:
+        raise UserError("--mixup and --reuse_teacher cannot be combined: blended images never repeat")
     if v["eval_folder"] and v["dataset"] != "none":
         raise UserError("--eval_folder is for --dataset none: leave one of them out")
     if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
@@ -767,10 +736,6 @@ def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
         found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
     if "repository_memory" in given and not s.store_samples:
         found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
-    if s.refill and not s.iho:
-        found.append("--refill has no effect without IHO, which removes what it makes anew")
-    if s.evict != "oldest" and s.max_samples is None:
-        found.append(f"--evict {s.evict} has no effect without --max_samples")
     if s.ema_generator and s.store_samples and not method.stores:
         found.append("--ema_generator has no effect with --store_samples: the student sees no fresh samples")
     if s.max_samples is not None and not s.store_samples:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.runs.read import COMPONENTS
+from datafree.results.read import COMPONENTS
 
 if TYPE_CHECKING:
     import numpy as np

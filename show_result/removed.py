@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
-from datafree.runs.read import read_run
+from datafree.results.read import read_run
 
 PARTS = 5  # of a run
 COLUMNS = ("run", "judge", "part", "class", "made", "removed", "loss_kept", "loss_removed")
@@ -59,7 +59,7 @@ def run() -> None:
     from datafree.data.augment import Normalize
     from datafree.data.pixels import to_float
     from datafree.networks.teacher import load_teacher, read_teacher
-    from datafree.runs.stored import BATCH, read_samples, student_of
+    from datafree.results.stored import BATCH, read_samples, student_of
     from datafree.torch_utils.device import choose_device
 
     device = choose_device(args.device, None)
@@ -73,7 +73,9 @@ def run() -> None:
         for rows in torch.arange(len(samples.labels)).split(BATCH):
             inputs = normalize(to_float(samples.images(rows).to(device)))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-            found.append(losses.kldivs(student(inputs), teacher(inputs), one.told("T")).cpu())
+            logits = student(inputs), teacher(inputs)
+            each = [losses.kldiv(s[None], t[None], one.told("T")) for s, t in zip(*logits, strict=True)]
+            found.append(torch.stack(each).cpu())
     loss = torch.cat(found)
     part = torch.arange(len(loss)) * PARTS // len(loss)
     names = [run.path.resolve().name for run in (one, judge)]

@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.cli import table
 from datafree.errors import UserError
+from datafree.results.read import COMPONENTS, Run, find_runs
 from datafree.results.tables import Row, collect, paired, seed_differences
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
-from datafree.runs.read import COMPONENTS, Run, find_runs
 from show_result.ablation import ORDER, variant_of
 
 if TYPE_CHECKING:

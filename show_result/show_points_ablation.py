@@ -21,7 +21,7 @@ from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.kinds import COUNT, COUNT_OR_NONE, choice
 from datafree.methods import METHODS
-from datafree.runs.read import COMPONENTS, find_runs, read_run
+from datafree.results.read import COMPONENTS, find_runs, read_run
 from datafree.settings import NETWORK
 from show_result.ablation import ordered, variant_of
 
@@ -156,7 +156,7 @@ def run() -> None:
     import torch
     from tqdm import tqdm
 
-    from datafree.runs.stored import network_features, read_samples, student_of
+    from datafree.results.stored import network_features, read_samples, student_of
     from datafree.torch_utils.device import choose_device
 
     device = choose_device(args.device, None)

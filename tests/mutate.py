@@ -39,7 +39,7 @@ EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
 ODD = "tests/test_odd_networks.py"
 REUSE = "tests/test_reuse.py"
-METHODS, NAYER, PRIORITY = "tests/test_methods.py", "tests/test_nayer.py", "tests/test_priority.py"
+METHODS, NAYER = "tests/test_methods.py", "tests/test_nayer.py"
 INT8, SEVERAL = "tests/test_int8.py", "tests/test_several_teachers.py"
 MUTANTS = [
     # The teacher's answers, remembered
@@ -188,13 +188,13 @@ MUTANTS = [
     ),
     Mutant("runs/schema.py", "opened.read(longest + 1)", "opened.read()", STRANGERS + " -k huge"),
     Mutant("runs/stored.py", "if not known or", "if", STRANGERS + " -k cannot_be_are"),
-    Mutant("networks/examine.py", "            _require_gradient(network, images)\n", "", ODD),
-    Mutant("networks/examine.py", "    if not torch.equal(own, images):", "    if False:", ODD),
+    Mutant("networks/check_network.py", "            _require_gradient(network, images)\n", "", ODD),
+    Mutant("networks/check_network.py", "    if not torch.equal(own, images):", "    if False:", ODD),
     Mutant(
         "torch_utils/unpickle.py", "_plain(*unpickler.stack[hashed])\n", "pass\n", STRANGERS + " -k few_bytes"
     ),
     Mutant("torch_utils/unpickle.py", "if self.most < 0:", "if False:", STRANGERS + " -k few_bytes"),
-    Mutant("networks/examine.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
+    Mutant("networks/check_network.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
     Mutant("api.py", "if parts(teacher) & parts(student):", "if False:", ODD),
     # Published settings and wiring
     Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', PRINT),
@@ -376,18 +376,13 @@ MUTANTS = [
         "tests/test_training.py -k temperature",
     ),
     # The peers of today, and repositories of bounded size
-    Mutant("distiller.py", 'if s.evict == "balanced":', "if False:", f"{METHODS} -k evicts"),
     Mutant("distiller.py", '"hit_rate": hits if', '"hit_rate": 0.5 if', f"{METHODS} -k hit_rate"),
-    Mutant("distiller.py", "progress = (epoch - s.warmup)", "progress = epoch", PRIORITY),
-    Mutant("kd.py", "return (weigh(each.detach()) * each).mean()", "return each.mean()", PRIORITY),
-    Mutant("priority.py", ".clamp(LEAST, MOST)", ".clamp(LEAST)", PRIORITY),
-    Mutant("balance.py", ".clamp(min=0)  # a class", "  # a class", "tests/test_properties.py"),
     Mutant("synthesis/nayer.py", "layers = occurrences(targets)", "layers = None", NAYER),
     Mutant("synthesis/nayer.py", "layer.bias.zero_()", "pass", NAYER),
     Mutant("synthesis/nayer.py", "with frozen(self.student):", "if True:", NAYER),
     Mutant(
         "synthesis/nayer.py",
-        "self.processes.follow_first(list(self._lasting().values()))",
+        "self.processes.broadcast(list(self._lasting().values()))",
         "pass",
         "tests/test_parallel.py -k every_method",
     ),

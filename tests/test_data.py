@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from datafree.data.augment import TRAINING_SCALE, Normalize, crop_windows
 from datafree.data.datasets import NORMALIZATIONS
-from datafree.data.facts import data_facts, recorded_facts
+from datafree.data.image_spec import image_spec, recorded_spec
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
@@ -78,7 +78,7 @@ def test_mnist_is_read_from_its_own_files_of_one_split(dataset, folder, tmp_path
     with pytest.raises(UserError, match=f"no {dataset} in .*{folder}/raw/"):
         load_split(dataset, "train", tmp_path)
     # At another size, as a teacher may want it.
-    facts = data_facts(Data(dataset=dataset), "test", {"img_size": 32})
+    facts = image_spec(Data(dataset=dataset), "test", {"img_size": 32})
     assert images(load_split(dataset, "test", tmp_path, facts.img_size)).shape == (2, 3, 32, 32)
 
 
@@ -100,7 +100,7 @@ def test_tiny_imagenet_is_read_as_published_or_sorted_by_class(tmp_path):
     # Where a class has images of its own, a folder `images` in it is none of its business.
     write_image(folder / "train/n01/n01_1.JPEG", (64, 64), "red")
     assert load_split("tiny_imagenet", "train", tmp_path).labels.tolist() == [0, 1]
-    facts = data_facts(Data(dataset="tiny_imagenet", data_root=str(tmp_path)), "test")
+    facts = image_spec(Data(dataset="tiny_imagenet", data_root=str(tmp_path)), "test")
     assert (facts.num_classes, facts.img_size) == (2, 64)
     (folder / "val/val_annotations.txt").write_text("nothing\n")
     with pytest.raises(UserError, match="no class beside each file"):
@@ -129,7 +129,7 @@ def test_an_image_folders_size_is_that_of_its_images(tmp_path):
     write_image(tmp_path / "large/test/b/1.jpg", (400, 300), "red")
     (tmp_path / "small/test/.hidden").mkdir()
     for name, size in (("small", 28), ("large", 224)):
-        facts = data_facts(Data(dataset="folder", data_root=str(tmp_path / name), mean="half"), "test")
+        facts = image_spec(Data(dataset="folder", data_root=str(tmp_path / name), mean="half"), "test")
         assert facts.img_size == size
         assert facts.classes == ("a", "b")
 
@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_read_is_named(damage, tmp_path):
 def test_a_single_class_is_refused(tmp_path):
     write_image(tmp_path / "test/a/1.png", (32, 32), "red")
     with pytest.raises(UserError, match="2 or more"):
-        data_facts(Data(dataset="folder", data_root=str(tmp_path), mean="half"), "test")
+        image_spec(Data(dataset="folder", data_root=str(tmp_path), mean="half"), "test")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_single_class_is_refused(tmp_path):
     ],
 )
 def test_normalisation_by_name_by_numbers_or_by_default(mean, std, expected):
-    facts = data_facts(Data(dataset="digits", mean=mean, std=std), "test")
+    facts = image_spec(Data(dataset="digits", mean=mean, std=std), "test")
     assert (facts.mean, facts.std) == expected
 
 
@@ -168,16 +168,16 @@ def test_normalisation_by_name_by_numbers_or_by_default(mean, std, expected):
 )
 def test_a_normalisation_that_makes_no_sense_is_refused(mean, std):
     with pytest.raises(UserError):
-        data_facts(Data(dataset="digits", mean=mean, std=std), "test")
+        image_spec(Data(dataset="digits", mean=mean, std=std), "test")
 
 
 def test_normalisation_and_flips_recorded_with_a_teacher_are_used_unless_flags_say_otherwise():
     content = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "img_size": 32, "flip": True, "other": 1}
-    recorded = recorded_facts(content)
-    assert recorded_facts({"facts": content}) == recorded
-    facts = data_facts(Data(dataset="digits"), "test", recorded)
+    recorded = recorded_spec(content)
+    assert recorded_spec({"facts": content}) == recorded
+    facts = image_spec(Data(dataset="digits"), "test", recorded)
     assert (facts.mean, facts.std, facts.flip) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), True)
-    facts = data_facts(Data(dataset="digits", mean="half", flip=False), "test", recorded)
+    facts = image_spec(Data(dataset="digits", mean="half", flip=False), "test", recorded)
     assert (facts.mean, facts.flip) == ((0.5, 0.5, 0.5), False)
 
 

@@ -9,8 +9,8 @@ from test_tables import assert_refused, write_run
 
 from datafree.errors import UserError
 from datafree.results.effects import effects
+from datafree.results.read import find_runs
 from datafree.results.tables import collect
-from datafree.runs.read import find_runs
 
 
 @pytest.fixture

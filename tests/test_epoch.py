@@ -16,7 +16,7 @@ from datafree.repository import SampleRepository
 from datafree.runs.progress import Progress
 from datafree.settings import resolve
 from datafree.synthesis.base import Synthesis, Synthesizer
-from datafree.torch_utils.streams import RandomStreams
+from datafree.torch_utils.random import RandomGenerators
 
 B, EPOCHS, WARMUP = 24, 10, 2
 
@@ -78,7 +78,7 @@ def distiller(losses=((1.0, 1.0),) * 99, **changes):
         "oh": 0.7,
         **changes,
     }
-    streams = RandomStreams(0)
+    streams = RandomGenerators(0)
     teacher, student = (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)) for _ in range(2))
     made = Recorder(
         teacher,
@@ -141,31 +141,6 @@ def test_blg_sees_the_counts_that_iho_left():
     rows, _ = run(made, 4)
     assert rows[-1]["removed"] > 0
     assert made.blg.counts.tolist() == rows[-1]["counts"]
-
-
-def test_refill_makes_up_for_what_iho_has_removed():
-    made, plain = distiller(refill=True), distiller()
-    (rows, events), (plain_rows, _) = run(made), run(plain)
-    assert [row["repository"] for row in rows] == [B * (epoch + 1) for epoch in range(EPOCHS)]
-    assert [row["removed"] > 0 for row in rows] == [2 <= epoch < 5 for epoch in range(EPOCHS)]
-    for row in rows:
-        assert row["added"] == B + row["removed"]
-        assert row["made"] == B + B * math.ceil(row["removed"] / B)
-    assert events[2] == ["dlw", "synthesis", "iho", "blg", "synthesis", "blg", "kd", "evaluate", "schedule"]
-    first = made.synthesizer.asked[WARMUP + 1]  # after the first pruning, by what that has left
-    assert not (first == 0).any()
-    assert (plain.synthesizer.asked[WARMUP] == 0).any()
-    assert made.blg.counts.tolist() == rows[-1]["counts"]
-    assert [row["alpha"] for row in rows] == [row["alpha"] for row in plain_rows]
-    assert made.dlw.adversarial_losses == [1.0] * 8
-
-
-def test_refill_takes_as_many_syntheses_as_are_needed():
-    made = distiller(refill=True)
-    made.run_epoch(0)
-    before = made.repository.stored
-    assert made._refill(B + 1, 0, 0.5, None) == 2 * B
-    assert made.repository.stored == before + B + 1
 
 
 def test_mixup_blends_what_student_and_teacher_see():

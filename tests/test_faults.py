@@ -28,10 +28,10 @@ from test_scripts import Malicious, assert_refused, metrics, write_folder, write
 from datafree import models
 from datafree.data.image_folders import load_folder
 from datafree.errors import UserError
+from datafree.results.read import read_run
 from datafree.runs.contact_sheet import folder_names
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import MARK
-from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
 
@@ -616,7 +616,7 @@ def test_a_configuration_from_elsewhere_is_checked_before_it_is_used(change, goo
 
 
 def test_class_names_lead_nowhere_outside_the_run_folder(good, tmp_path):
-    from datafree.runs.stored import read_samples
+    from datafree.results.stored import read_samples
 
     config = json.loads((good / "out/config.json").read_text())
     (tmp_path / "secret").mkdir()

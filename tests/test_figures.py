@@ -22,12 +22,12 @@ from datafree.data.augment import Normalize
 from datafree.data.pixels import to_uint8
 from datafree.errors import UserError
 from datafree.repository import SampleRepository
+from datafree.results.read import read_run
 from datafree.results.report_figures import outlier_factors, quartiles_by_class
-from datafree.results.shown import Shown
+from datafree.results.report_runs import ReportRun
+from datafree.results.stored import read_samples
 from datafree.runs.files import SAMPLES
-from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
-from datafree.runs.stored import read_samples
 from datafree.samples import Samples
 from datafree.torch_utils import checkpoint
 from show_result import ablation, show_points_ablation
@@ -401,7 +401,7 @@ def test_a_report_is_the_same_every_time(tmp_path):
 
 def test_whiskers_and_sheets_are_of_the_samples_meant(tmp_path):
     write_shown_run(tmp_path / "run", 3, 1)
-    one = Shown(read_run(tmp_path / "run"), "run", "black")
+    one = ReportRun(read_run(tmp_path / "run"), "run", "black")
     labels, features = one.samples.labels.numpy(), one.samples.features
     from sklearn.neighbors import LocalOutlierFactor
 

@@ -12,14 +12,14 @@ from datafree.data.augment import Normalize, OnlyNormalize
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
-from datafree.kd import StudentTrainer
 from datafree.methods import METHODS
 from datafree.models.generator import Generator, LabelGenerator
 from datafree.neighbours import SlotTable
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.settings import Settings, resolve
+from datafree.student import StudentTrainer
 from datafree.synthesis import nayer
-from datafree.synthesis.base import Context
+from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.cmi import contrast
 from datafree.synthesis.fast_meta import FastMetaSynthesizer
 from datafree.synthesis.generative import GenerativeSynthesizer
@@ -132,7 +132,7 @@ def test_synthesis_calls(meta_gradient):
         reset_l0=0,
         is_maml=int(meta_gradient == "fomaml"),
     )
-    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    context = SynthesisInputs(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
     synthesizer = FastMetaSynthesizer(context, settings, generator)
     for call in ALGORITHM[f"synthesis_{meta_gradient}"]:
         z = torch.from_numpy(golden.random_state(call["z_seed"]).standard_normal((16, 256)))
@@ -239,7 +239,7 @@ def test_generator_steps(method, monkeypatch):
     weights = {name: getattr(settings, name) for name in ("adv", "bn", "oh", "act", "balance")}
     assert weights == expected["weights"]
     assert (settings.lr_g, settings.T, METHODS[method].start) == (1e-3, 1.0, 4)
-    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    context = SynthesisInputs(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
     nz = METHODS[method].nz
     synthesizer = GenerativeSynthesizer(context, settings, large_generator(nz))
     for number, step in enumerate(expected["steps"]):
@@ -262,7 +262,7 @@ def test_nayer_reproduces_two_calls(monkeypatch):
     golden.fill(generator, "nayer:")
     given = {"method": "nayer", "warmup": 1, "synthesis_batch_size": 40, "g_steps": 4}
     settings = resolve({**given, "g_loops": 1, "gwp_loops": 1, "label_embedding": "onehot"})[0]
-    context = Context(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
+    context = SynthesisInputs(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
     made = NayerSynthesizer(context, settings, generator)
     made.table = torch.from_numpy(golden.random_state(44).standard_normal((10, 512)))
     call = 0

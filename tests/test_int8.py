@@ -18,17 +18,17 @@ from torch import nn
 import datafree
 from datafree import models
 from datafree.data.pixels import to_float
+from datafree.deploy import int8
+from datafree.deploy.export import Shipped, export
 from datafree.errors import UserError
+from datafree.extras.pruned import keep_zeros, zeros_of
 from datafree.networks.bn_statistics import BNStatistics
-from datafree.networks.pruned import keep_zeros, zeros_of
-from datafree.runs import int8
-from datafree.runs.export import Shipped, export
 from datafree.settings import resolve_quantization
 
 settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("plain")
 
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 import numpy, onnxruntime
 images = numpy.load("images.npy")
@@ -105,7 +105,7 @@ def test_a_runs_student_in_int8_is_read_by_onnx_runtime_alone(run):
     images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     np.save(folder / "images.npy", images.numpy())
     alone = subprocess.run(
-        [sys.executable, "-c", ALONE], cwd=folder, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SINGLE_PROCESS], cwd=folder, capture_output=True, text=True, timeout=120
     )
     assert alone.returncode == 0, alone.stderr
     here = int8.OnnxNetwork((folder / "student_int8.onnx").read_bytes())(images)
@@ -214,7 +214,7 @@ def test_the_weight_of_the_statistics_follows_the_network_unless_it_is_given():
     )
     assert resolve_quantization({"method": "fast", "g_steps": 3})[1].g_steps == 3
     assert resolve_quantization({"method": "bsr"})[2] == []
-    from datafree.runs.calibration import BN_SHARE, _bn_weight
+    from datafree.deploy.calibration import BN_SHARE, _bn_weight
 
     network, noise = small().eval(), torch.rand(16, 3, 8, 8)
     statistics = BNStatistics(network)

@@ -18,14 +18,14 @@ from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
 from datafree.settings import Settings, resolve
-from datafree.synthesis.base import Context
+from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.cmi import CMISynthesizer, ViewDescription
 from datafree.synthesis.create import create_synthesizer
 from datafree.synthesis.deepinv import DeepInversionSynthesizer
 from datafree.synthesis.fast_meta import FastMetaSynthesizer, FastSynthesizer
 from datafree.synthesis.generative import GenerativeSynthesizer
-from datafree.torch_utils.processes import ALONE
-from datafree.torch_utils.streams import RandomStreams
+from datafree.torch_utils.distributed import SINGLE_PROCESS
+from datafree.torch_utils.random import RandomGenerators
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 NORMALIZE = Normalize(MEAN, STD)
@@ -59,7 +59,7 @@ def networks():
 
 
 def context(networks, rng, side=8):
-    return Context(*networks, OnlyNormalize(NORMALIZE), (3, side, side), rng)
+    return SynthesisInputs(*networks, OnlyNormalize(NORMALIZE), (3, side, side), rng)
 
 
 def softmax(logits):
@@ -288,13 +288,13 @@ def test_what_teaches_the_student():
         losses.divergence("l2", student, teacher)
 
 
-def distiller(settings, processes=ALONE):
+def distiller(settings, processes=SINGLE_PROCESS):
     """The method of the settings on 8 x 8 images, with networks of one layer."""
     torch.manual_seed(0)
-    streams = RandomStreams(0, rank=processes.rank)
+    streams = RandomGenerators(0, rank=processes.rank)
     teacher, student = classifier(0).requires_grad_(False), classifier(1)
     augment = Augment(NORMALIZE, flip=True)
-    within = Context(teacher, student, augment, (3, 8, 8), streams.synthesis, processes)
+    within = SynthesisInputs(teacher, student, augment, (3, 8, 8), streams.synthesis, processes)
     shard = {"rank": processes.rank, "world_size": processes.world_size} if settings.store_samples else {}
     return Distiller(
         teacher,
@@ -316,7 +316,7 @@ TINY += ("--synthesis_batch_size", 8)
 @pytest.mark.parametrize("components", [False, True], ids=["alone", "with BSR on top"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_distils_and_continues_exactly_where_it_stopped(method, components):
-    alone = ("--ema_generator", 0.9, "--label_conditional")
+    alone = ("--ema_generator", 0.9)
     on_top = ("--dlw", "--blg", "--iho", "--store_samples") if components else alone
     args = flags("--method", method, *TINY, *on_top)
     whole = distiller(args)
@@ -356,25 +356,16 @@ def test_the_hit_rate_is_the_share_of_the_last_synthesis_that_got_its_class(monk
     assert asked
 
 
-def test_the_loop_evicts_what_it_was_asked_to():
-    kept = {}
-    for evict in ("oldest", "balanced"):
-        made = distiller(flags(*TINY, "--no-iho", "--max_samples", 20, "--evict", evict))
-        for epoch in range(3):
-            made.run_epoch(epoch)
-        kept[evict] = made.repository.serials.tolist()
-        assert len(kept[evict]) == 20
-    newest = kept["oldest"]
-    assert newest == list(range(newest[0], newest[0] + 20))
-    assert kept["balanced"] != newest
-    assert kept["balanced"][-1] <= newest[-1]
+def test_a_full_repository_drops_the_oldest_samples():
+    made = distiller(flags(*TINY, "--no-iho", "--max_samples", 20))
+    for epoch in range(3):
+        made.run_epoch(epoch)
+    assert made.repository.serials.tolist() == list(range(28, 48))
 
 
 @pytest.mark.parametrize(
     ("words", "warning"),
     [
-        ("--evict balanced", "--evict balanced has no effect without --max_samples"),
-        ("--refill --no-iho", "--refill has no effect without IHO"),
         ("--method zskt --max_samples 5", "--max_samples has no effect: zskt keeps no samples"),
         (
             "--method zskt --store_samples --ema_generator 0.9",
@@ -459,23 +450,3 @@ def test_a_second_generator_follows_the_first_and_makes_half_of_the_fresh_sample
     other.load_state_dict(copy.deepcopy(made.state_dict()))
     for name, value in other.follower.named_parameters():
         assert torch.equal(value, dict(made.follower.named_parameters())[name])
-
-
-def test_a_latent_code_begins_as_noise_and_a_little_of_its_labels_code(networks, rng, monkeypatch):
-    made = create_synthesizer(context(networks, rng), flags("--method", "bsr", *TINY, "--label_conditional"))
-    codes, seen = made.label_codes.clone(), []
-    assert codes.shape == (CLASSES, made.generator.nz)
-    noise = torch.randn(N, made.generator.nz)
-    monkeypatch.setattr(made, "_noise", lambda *_shape: noise)
-    generator = type(made.generator)
-    forward = generator.forward
-    monkeypatch.setattr(
-        generator, "forward", lambda self, z: seen.append(z.detach().clone()) or forward(self, z)
-    )
-    for _ in range(2):
-        seen.clear()
-        made.synthesize(TARGETS, 0.5)
-        torch.testing.assert_close(seen[0], 0.98**0.5 * noise + 0.02**0.5 * codes[TARGETS])
-    assert torch.equal(made.label_codes, codes)
-    plain = create_synthesizer(context(networks, rng), flags("--method", "bsr", *TINY))
-    assert plain.label_codes is None

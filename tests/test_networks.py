@@ -20,18 +20,18 @@ from torch import nn
 
 import datafree
 from datafree import models
-from datafree.data.facts import DataFacts
 from datafree.data.image_folders import load_labelled
+from datafree.data.image_spec import ImageSpec
+from datafree.deploy import export
 from datafree.errors import UserError
 from datafree.evaluation import HeldOut
 from datafree.networks.build import build
-from datafree.networks.examine import input_channels, own_settings, probe_input
+from datafree.networks.check import input_channels, own_settings, probe_input
 from datafree.networks.penultimate import find_layer
-from datafree.networks.portable import describe
+from datafree.networks.student_file import describe
 from datafree.networks.teacher import load_teacher
-from datafree.runs import export
-from datafree.runs.read import read_run
-from datafree.runs.stored import student_of
+from datafree.results.read import read_run
+from datafree.results.stored import student_of
 from datafree.torch_utils import checkpoint
 
 TINY = [
@@ -454,7 +454,7 @@ def test_pretrained_torchvision_networks_know_their_images(monkeypatch):
 
 
 def test_normalisation_by_channel():
-    facts = DataFacts("none", (), 32, (0.3,), (0.1, 0.2, 0.3), False)
+    facts = ImageSpec("none", (), 32, (0.3,), (0.1, 0.2, 0.3), False)
     assert facts.for_channels(3).mean == (0.3, 0.3, 0.3)
     assert facts.for_channels(3).std == (0.1, 0.2, 0.3)
     assert facts.for_channels(1).std == (pytest.approx(0.2),)
@@ -633,7 +633,7 @@ def test_a_network_of_one_channel_that_needs_plain_memory():
 
 
 def test_a_student_is_rebuilt_from_its_checkpoint_alone(tmp_path):
-    facts = DataFacts("none", ("a", "b"), 32, (0.5,), (0.5,), False)
+    facts = ImageSpec("none", ("a", "b"), 32, (0.5,), (0.5,), False)
     student = build(named("wrn16_1"), "--student", 2, channels=1)
     torch.save(describe(student, named("wrn16_1"), None, None, facts), tmp_path / "student.pth")
     rebuilt = datafree.load_student(tmp_path / "student.pth")

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import samples
 
-from datafree.balance import least_valuable
 from datafree.blg import BiasedLabelGenerator, label_probabilities
 from datafree.dlw import DynamicLossWeight
 from datafree.iho import HomogeneityOperator
@@ -36,16 +35,6 @@ def test_alpha_grows_exactly_at_common_new_minima(history, window, warmup):
         assert math.isclose(dlw.update(epoch), alpha)
         if epoch < len(history):
             dlw.observe(*history[epoch])
-
-
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=30), st.integers(1, 30))
-def test_evicted_are_samples_of_full_classes_of_which_the_teacher_is_sure(held, most):
-    count = max(0, len(held) - most)
-    labels, confidences = torch.tensor([label for label, _ in held]), torch.tensor([c / 8 for _, c in held])
-    full = Counter(label for label, _ in held)
-    worth = [(max(0, 1 - full[label] / most) * (1 - c / 8) ** 2, -c) for label, c in held]
-    expected = sorted(range(len(held)), key=worth.__getitem__)[:count]  # Python's sort is stable
-    assert least_valuable(labels, confidences, count, 4, most).tolist() == sorted(expected)
 
 
 @given(st.lists(st.integers(0, 4), max_size=20))

@@ -12,8 +12,8 @@ from test_tables import write_run
 
 from datafree.errors import UserError
 from datafree.results import style
+from datafree.results.read import find_runs, read_run
 from datafree.results.tables import collect
-from datafree.runs.read import find_runs, read_run
 from show_result import results
 
 KEPT = sorted(ROOT.glob("results/*/*/config.json"))

@@ -13,8 +13,8 @@ from torch import nn
 
 from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
+from datafree.extras.teacher_cache import TeacherCache
 from datafree.repository import SampleRepository
-from datafree.reuse import TeacherReuse
 from datafree.settings import resolve
 
 settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
@@ -39,7 +39,7 @@ class Asked(nn.Module):
 
 
 def reuse(size, teach=None, augment=AUGMENT, shape=SHAPE, batch_size=8):
-    return TeacherReuse(teach or Asked(), augment, shape, CLASSES, batch_size, size, torch.device("cpu"))
+    return TeacherCache(teach or Asked(), augment, shape, CLASSES, batch_size, size, torch.device("cpu"))
 
 
 def stored(count, start=0):
@@ -67,7 +67,6 @@ def test_a_view_of_a_stored_image_is_what_augment_draws(rng):
 @pytest.mark.parametrize("size", ["1MB", "30KB"])  # for all samples, and for few of them
 def test_a_student_is_the_same_bit_for_bit(method, size):
     on_top = ("--method", method, *TINY, *"--dlw --blg --iho --store_samples --max_samples 50".split())
-    on_top += ("--evict", "balanced")
     plain, reused = (distiller(flags(*on_top, *more)) for more in ((), ("--reuse_teacher", size)))
     rows = [[{**made.run_epoch(epoch), "seconds": 0} for epoch in range(4)] for made in (plain, reused)]
     assert rows[0] == rows[1]

@@ -17,30 +17,30 @@ from torch.nn import functional as F
 
 from datafree import losses, models
 from datafree.data.augment import ASPECT, Augment, OnlyNormalize, crop_windows
+from datafree.deploy import model_card
+from datafree.deploy.export import Shipped
+from datafree.deploy.export import compare as compare_logits
 from datafree.errors import Damaged, UserError
 from datafree.evaluation import MOST, HeldOut, evaluate
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
-from datafree.results import model_card
+from datafree.results.read import read_run
+from datafree.results.report_runs import report_runs
 from datafree.results.report_samples import samples_sheet
 from datafree.results.report_tables import summary_table
-from datafree.results.shown import shown_runs
+from datafree.results.stored import StoredSamples
 from datafree.results.tables import collect, compare
 from datafree.runs.contact_sheet import contact_sheet
-from datafree.runs.export import Shipped
-from datafree.runs.export import compare as compare_logits
 from datafree.runs.lock import refuse_existing
-from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
-from datafree.runs.stored import RunSamples
 from datafree.settings import resolve
 from datafree.synthesis import cmi, fast_meta
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.precision import found_precision
-from datafree.torch_utils.streams import RandomStreams
+from datafree.torch_utils.random import RandomGenerators
 
 
 class Says(nn.Module):
@@ -127,11 +127,11 @@ def test_a_contact_sheet_shows_the_newest_samples_first():
 
 def test_the_samples_nearest_to_their_class_are_at_the_left_and_the_farthest_at_the_right(tmp_path):
     write_run(tmp_path / "run", classes=["a", "b"], img_size=8, mean=[0.5] * 3, std=[0.5] * 3)
-    shown = shown_runs([read_run(tmp_path / "run")])[0]
+    shown = report_runs([read_run(tmp_path / "run")])[0]
     features = torch.arange(20.0)[:, None] ** 2
     images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
     kept, labels = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.long)
-    shown.__dict__["samples"] = RunSamples(labels, kept, features, None, None, lambda rows: images[rows])
+    shown.__dict__["samples"] = StoredSamples(labels, kept, features, None, None, lambda rows: images[rows])
     sheet = np.array(samples_sheet(shown))[20, :, 0]
     distances = (features[:, 0] - features.mean()).abs().argsort()
     cells = [84 + column * 50 + 20 for column in range(6)]
@@ -146,7 +146,7 @@ def test_a_report_names_the_best_epoch_and_the_last_apart(tmp_path):
     assert run.figures["best_minus_last"] == 1
     row = {"epoch": 0, "test_top1": 90.0, "seconds": {"synthesis": 1.0}}
     (tmp_path / "run/metrics.jsonl").write_text(json.dumps(row) + "\n")
-    text = re.sub(r"<[^>]*>|\n", " ", summary_table(shown_runs([read_run(tmp_path / "run")])))
+    text = re.sub(r"<[^>]*>|\n", " ", summary_table(report_runs([read_run(tmp_path / "run")])))
     assert re.search(r"last epoch\S*\s+90\.00", text), text
     assert re.search(r"best\D*91\.00", text), text
 
@@ -551,8 +551,8 @@ def test_auto_is_bf16_where_the_device_computes_with_it(monkeypatch):
 
 def test_processes_draw_the_same_labels_and_all_else_differently():
     def drawn(rank):
-        streams = RandomStreams(3, rank=rank)
-        return [torch.rand(4, generator=getattr(streams, name)).tolist() for name in RandomStreams.NAMES]
+        streams = RandomGenerators(3, rank=rank)
+        return [torch.rand(4, generator=getattr(streams, name)).tolist() for name in RandomGenerators.NAMES]
 
     (labels, *first), (same, *other), (again, *third) = map(drawn, range(3))
     assert labels == same == again

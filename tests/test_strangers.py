@@ -26,12 +26,12 @@ from torch.torch_version import TorchVersion
 import datafree
 from datafree import models
 from datafree.errors import Damaged, UserError
+from datafree.results.read import read_run
+from datafree.results.stored import read_samples
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, is_of_run
-from datafree.runs.read import read_run
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.schema import LONGEST, metrics_of, read_text
-from datafree.runs.stored import read_samples
 from datafree.torch_utils import checkpoint
 
 VIT = "timm:vit_tiny_patch16_224"

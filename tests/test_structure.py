@@ -1,4 +1,4 @@
-"""The house: what may import what, one definition of a setting, and the package as others install it."""
+"""What may import what, one definition of a setting, and the package as others install it."""
 
 import ast
 import inspect
@@ -26,21 +26,22 @@ from datafree.errors import UserError
 from datafree.kinds import settings_of
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
-from datafree.runs.read import Run
+from datafree.results.read import Run
 from datafree.settings import FIELDS, LIBRARY, TABLE, KDSettings, Settings, TrainSettings, identity, resolve
-from datafree.synthesis.base import Context
+from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.create import create_synthesizer
 
-# From the top floor down: a room imports from those below it, and from itself.
-FLOORS = [
+# From the top layer down: a package imports from the layers below it, and from itself.
+LAYERS = [
     ["cli"],
+    ["deploy"],
     ["results"],
-    ["runs"],
     ["api"],
+    ["runs"],
     ["assemble"],
+    ["extras"],
     ["distiller"],
-    ["kd", "reuse"],
-    ["priority"],
+    ["student"],
     ["evaluation"],
     ["repository"],
     ["iho", "blg", "balance"],
@@ -79,7 +80,7 @@ def room(module):
 
 
 def test_imports_go_down_the_floors():
-    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    floor = {name: number for number, names in enumerate(LAYERS) for name in names}
     wrong = []
     for module, tree in modules():
         assert room(module) in floor, f"{module} has no floor"
@@ -92,7 +93,7 @@ def test_imports_go_down_the_floors():
 def test_every_room_of_the_list_is_there_and_is_documented():
     page = (ROOT / "docs/development.md").read_text()
     rooms = {room(module) for module, _ in modules()} | {"models"}
-    assert rooms == {name for names in FLOORS for name in names}
+    assert rooms == {name for names in LAYERS for name in names}
     assert not [name for name in rooms if f"`{name}" not in page]
 
 
@@ -174,7 +175,7 @@ def test_a_method_takes_the_settings_that_its_synthesizer_asks_for(method):
     teacher, student = classifier(0).requires_grad_(False), classifier(1)
     augment = Augment(Normalize((0.5,) * 3, (0.5,) * 3), flip=True)
     rng = torch.Generator().manual_seed(0)
-    context = Context(teacher, student, augment, (3, 8, 8), rng, autocast=nullcontext)
+    context = SynthesisInputs(teacher, student, augment, (3, 8, 8), rng, autocast=nullcontext)
     watched = Watched(flags("--method", method, "--g_steps", 1, "--warmup", 0, "--is_maml", 1))
     synthesizer = create_synthesizer(context, watched)
     synthesizer.calls = 119  # so that the next one draws layers anew, where a method does

@@ -19,8 +19,8 @@ from test_scripts import assert_refused, metrics, write_folder, write_teacher
 from datafree.cli import bsr
 from datafree.results.measures import BALANCE
 from datafree.results.published import Published
+from datafree.results.read import read_run
 from datafree.runs import progress
-from datafree.runs.read import read_run
 from datafree.settings import as_dict, resolve
 
 ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides

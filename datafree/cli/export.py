@@ -62,8 +62,7 @@ def run() -> None:
         raise UserError(f"--opset {args.opset}: PyTorch writes {LEAST_OPSET} and later: give one of these")
 
     # Only now, so that --help and mistakes in flags answer at once.
-    from datafree.results.model_card import model_card
-    from datafree.runs.export import (
+    from datafree.deploy.export import (
         compare,
         export,
         images_to_compare_on,
@@ -73,10 +72,11 @@ def run() -> None:
         shipped_student,
         write_files,
     )
+    from datafree.deploy.model_card import model_card
+    from datafree.deploy.quantization import quantize_student
+    from datafree.results.read import is_export, read_run
+    from datafree.results.stored import as_student_tells
     from datafree.runs.files import CONFIG, EXPORT, EXPORT_BEST
-    from datafree.runs.quantization import quantize_student
-    from datafree.runs.read import is_export, read_run
-    from datafree.runs.stored import as_student_tells
 
     finished = as_student_tells(read_run(args.run), args.best)
     shipped = shipped_student(finished, args.student, args.best)

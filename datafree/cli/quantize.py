@@ -22,7 +22,7 @@ def run() -> None:
     for warning in warnings:
         print(f"warning: {warning}")
     # Only now, so that --help and mistakes in flags answer at once.
-    from datafree.runs.quantization import quantize_network
+    from datafree.deploy.quantization import quantize_network
 
     quantize_network(own, settings, "bn" not in given and "bn" in METHODS[own.method].takes)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.runs.read import read_run
+from datafree.results.read import read_run
 
 
 def build_parser() -> cli.Parser:

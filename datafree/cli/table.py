@@ -11,8 +11,8 @@ from datafree.errors import UserError
 from datafree.kinds import choice
 from datafree.results.effects import effects
 from datafree.results.published import Published
+from datafree.results.read import find_runs
 from datafree.results.tables import RENDER, as_csv, by_accuracy, collect, compare, make_tables, only
-from datafree.runs.read import find_runs
 
 FORMATS = (*RENDER, "csv")
 

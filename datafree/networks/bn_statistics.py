@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.torch_utils.processes import ALONE, Processes
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 
 UNTOUCHED = "the teacher's BatchNorm layers have mean 0 and variance 1 throughout (never trained, or folded)"
 UNLIKE = "the teacher's BatchNorm statistics are not those of its weights (folded, averaged?)"
@@ -132,13 +132,13 @@ class BNStatistics:
         stored = [_stored(layer) for layer in self.layers]
         return bool(stored) and all(not mean.any() and (variance == 1).all() for mean, variance in stored)
 
-    def update_averages(self, processes: Processes = ALONE) -> None:
+    def update_averages(self, processes: Processes = SINGLE_PROCESS) -> None:
         """Take the last batch captured (of several processes, the mean of their statistics) into the
         running averages (the first one as it is), and let go of it and its graph. To be called at the end
         of a synthesis."""
         m = self.momentum
         if m > 0:
-            processes.average([value.detach() for pair in self._batch.values() for value in pair])
+            processes.all_reduce_mean([value.detach() for pair in self._batch.values() for value in pair])
             for index, (mean, variance) in self._batch.items():
                 mean, variance = mean.detach(), variance.detach()
                 if index in self._average:
@@ -165,7 +165,9 @@ class BNStatistics:
 
 
 @torch.no_grad()
-def misfit(network: nn.Module, noise: Tensor | None = None, made: Tensor | None = None) -> str | None:
+def check_bn_statistics(
+    network: nn.Module, noise: Tensor | None = None, made: Tensor | None = None
+) -> str | None:
     """What to say of a network whose BatchNorm statistics cannot be those of its weights, or of the one among
     several teachers; None of one that is sound, or has none.
 

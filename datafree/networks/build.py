@@ -18,7 +18,7 @@ from torch import nn
 
 from datafree import models
 from datafree.errors import UserError, did_you_mean
-from datafree.networks.examine import first_convolution, input_channels
+from datafree.networks.check import first_convolution, input_channels
 from datafree.networks.names import NetworkName
 
 

@@ -12,10 +12,16 @@ import torch
 from torch import nn
 
 from datafree.data.datasets import NORMALIZATIONS
-from datafree.data.facts import DataFacts, data_facts, normalization, recorded_facts, require_img_size
+from datafree.data.image_spec import ImageSpec, image_spec, normalization, recorded_spec, require_img_size
 from datafree.errors import UserError
 from datafree.networks.build import arguments_of, build
-from datafree.networks.examine import NetworkFacts, examine, first_convolution, own_settings, probe_input
+from datafree.networks.check import (
+    NetworkSummary,
+    check_network,
+    first_convolution,
+    own_settings,
+    probe_input,
+)
 from datafree.networks.names import AND, NetworkName, parse_arguments
 from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
@@ -29,8 +35,8 @@ class Teacher:
 
     network: nn.Module  # frozen, in eval mode, on the device
     file: str | None  # its checkpoint; several as `--teacher_ckpt` has them
-    data: DataFacts  # of the images that it takes
-    found: NetworkFacts
+    data: ImageSpec  # of the images that it takes
+    found: NetworkSummary
     warnings: tuple[str, ...]  # what was assumed
 
 
@@ -46,10 +52,10 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
     for one, (file, _) in zip(named, read, strict=True):
         if file is None:
             warnings.append(f"no --teacher_ckpt: {one.name} keeps the weights it is made with")
-    recorded = _common_facts([recorded_facts(content) for _, content in read])
+    recorded = _common_facts([recorded_spec(content) for _, content in read])
     known = None
     if s.dataset != "none":
-        known = data_facts(s, "test", recorded)
+        known = image_spec(s, "test", recorded)
     classes = known.num_classes if known else None
     networks = [
         load_teacher(one.name, classes, *found, device, s.channels, one.arguments)
@@ -63,7 +69,9 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
     else:
         data, assumed = facts_without_data(settings, network, device, recorded)
         warnings += assumed
-    found = examine(network, f"--teacher {s.teacher}", data.channels, data.img_size, device, s.feature_layer)
+    found = check_network(
+        network, f"--teacher {s.teacher}", data.channels, data.img_size, device, s.feature_layer
+    )
     if known and found.num_classes != data.num_classes:
         raise UserError(other_classes("teacher", s.teacher, found.num_classes, data.num_classes))
     return Teacher(
@@ -213,7 +221,7 @@ def _classes_in(content: Any, state: Mapping[str, torch.Tensor]) -> int | None:
 
 def facts_without_data(
     settings: Settings, teacher: nn.Module, device: torch.device, recorded: Mapping[str, Any]
-) -> tuple[DataFacts, list[str]]:
+) -> tuple[ImageSpec, list[str]]:
     """What `--dataset none` knows, all but the classes: from the flags, else what the teacher's checkpoint
     records, else what the teacher itself says, or takes when it is tried. With warnings of what was assumed.
 
@@ -236,5 +244,5 @@ def facts_without_data(
     half = (0.5,) * channels
     mean, std = normalization(s, own.get("mean") or half, own.get("std") or half)
     flip = own.get("flip", True) if s.flip is None else s.flip
-    facts = DataFacts("none", (), img_size, mean, std, flip)
+    facts = ImageSpec("none", (), img_size, mean, std, flip)
     return facts.for_channels(channels), warnings

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import mean
 
 from datafree.errors import UserError
+from datafree.results.read import COMPONENTS
 from datafree.results.tables import Row, Table, paired
-from datafree.runs.read import COMPONENTS
 
 NONE, ALL = frozenset[str](), frozenset(COMPONENTS)
 VARIANTS = [NONE, *(frozenset({name}) for name in COMPONENTS), *(ALL - {name} for name in COMPONENTS), ALL]

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from datafree.networks.names import Pair
-from datafree.runs.read import Run
+from datafree.results.read import Run
 from datafree.settings import TABLE, as_dict, resolve
 
 METHODS = {  # method: its name in paper_results.json

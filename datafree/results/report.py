@@ -19,10 +19,10 @@ from PIL import Image
 from datafree.errors import UserError
 from datafree.results import report_figures as figures
 from datafree.results import style
+from datafree.results.read import Run
+from datafree.results.report_runs import ReportRun, report_runs
 from datafree.results.report_samples import CAPTION, samples_sheet
 from datafree.results.report_tables import settings_table, summary_table
-from datafree.results.shown import Shown, shown_runs
-from datafree.runs.read import Run
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -36,7 +36,7 @@ def render(runs: Sequence[Run]) -> str:
             raise UserError(f"{run.path}/config.json names no classes: leave this run out")
     style.use()
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "bsr"})
-    shown = shown_runs(runs)
+    shown = report_runs(runs)
     sections = [
         ("Result", agreement_note(shown) + summary_table(shown)),
         ("Accuracy", figure_html(figures.accuracy_figure(shown), "Test accuracy by epoch")),
@@ -73,7 +73,7 @@ def _read(name: str) -> str:
     return (files("datafree.results") / name).read_text(encoding="utf-8")
 
 
-def legend(shown: Sequence[Shown]) -> str:
+def legend(shown: Sequence[ReportRun]) -> str:
     """What is shown, below the title: the run, or the colours of several."""
     if len(shown) == 1:
         return f"<p class=lead>{html.escape(shown[0].name)} on {html.escape(shown[0].run.dataset)}</p>"
@@ -84,7 +84,7 @@ def legend(shown: Sequence[Shown]) -> str:
     return f"<ul class=legend>{items}</ul>"
 
 
-def agreement_note(shown: Sequence[Shown]) -> str:
+def agreement_note(shown: Sequence[ReportRun]) -> str:
     """What the figures of runs without real images are."""
     names = [one.name for one in shown if not one.run.accurate]
     if not names:
@@ -96,14 +96,14 @@ def agreement_note(shown: Sequence[Shown]) -> str:
     )
 
 
-def each(shown: Sequence[Shown], draw: Callable[[Shown], Figure | None], text: str) -> str:
+def each(shown: Sequence[ReportRun], draw: Callable[[ReportRun], Figure | None], text: str) -> str:
     """A figure for each run that has what it shows."""
     return "".join(
         figure_html(draw(one), text, caption_start(one, shown), f"{text}, {one.name}") for one in shown
     )
 
 
-def each_sheet(shown: Sequence[Shown]) -> str:
+def each_sheet(shown: Sequence[ReportRun]) -> str:
     """A sheet of samples for each run that has left some."""
     parts = []
     for one in shown:
@@ -114,7 +114,7 @@ def each_sheet(shown: Sequence[Shown]) -> str:
     return "".join(parts)
 
 
-def caption_start(one: Shown, shown: Sequence[Shown]) -> str:
+def caption_start(one: ReportRun, shown: Sequence[ReportRun]) -> str:
     """The run's name, where there are several."""
     return f"<b>{html.escape(one.name)}</b>. " if len(shown) > 1 else ""
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from datafree.iho import HomogeneityOperator
 from datafree.neighbours import SlotTable
 from datafree.results import style
-from datafree.results.shown import Shown
+from datafree.results.report_runs import ReportRun
 
 MANY = 20  # classes: where there are more, quartiles are bands and classes have no names
 WIDTH = 6.4  # inches
@@ -38,20 +38,20 @@ def _new_axis(height: float) -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(WIDTH, height))
 
 
-def _line(axis: Axes, one: Shown, values: np.ndarray) -> None:
+def _line(axis: Axes, one: ReportRun, values: np.ndarray) -> None:
     """A line by epoch, with dots where there are few epochs to see."""
     marker = "o" if np.isfinite(values).sum() < 3 else None
     there = np.isfinite(values)
     axis.plot(one.epochs[there], values[there], color=one.color, marker=marker, markersize=4, linewidth=1.4)
 
 
-def _name_classes(axis: Axes, one: Shown) -> None:
+def _name_classes(axis: Axes, one: ReportRun) -> None:
     """The names of the classes along the bottom."""
     names = [name[:14] for name in one.classes]
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
 
 
-def accuracy_figure(shown: Sequence[Shown]) -> Figure:
+def accuracy_figure(shown: Sequence[ReportRun]) -> Figure:
     """Accuracy by epoch with that of the teacher, or agreement."""
     figure, axis = _new_axis(3.0)
     ends = []
@@ -71,7 +71,7 @@ def accuracy_figure(shown: Sequence[Shown]) -> Figure:
     return figure
 
 
-def alpha_figure(shown: Sequence[Shown]) -> Figure | None:
+def alpha_figure(shown: Sequence[ReportRun]) -> Figure | None:
     """Alpha by epoch, with marks where DLW raised it."""
     if not any(one.has("alpha") for one in shown):
         return None
@@ -85,7 +85,7 @@ def alpha_figure(shown: Sequence[Shown]) -> Figure | None:
     return figure
 
 
-def losses_figure(shown: Sequence[Shown]) -> Figure | None:
+def losses_figure(shown: Sequence[ReportRun]) -> Figure | None:
     """Each loss term by epoch."""
     found = {name for one in shown for row in one.run.metrics for name in row if name.startswith("loss")}
     found -= {"loss_total"}  # the sum of the others times their weights
@@ -105,7 +105,7 @@ def losses_figure(shown: Sequence[Shown]) -> Figure | None:
     return figure
 
 
-def counts_figure(one: Shown) -> Figure | None:
+def counts_figure(one: ReportRun) -> Figure | None:
     """A heat map of the samples of each class over epochs."""
     if not all("counts" in row for row in one.run.metrics) or not one.run.stores:
         return None
@@ -157,7 +157,7 @@ def quartiles_by_class(factors: np.ndarray, labels: np.ndarray, classes: int) ->
     return found
 
 
-def factors_figure(one: Shown) -> Figure | None:
+def factors_figure(one: ReportRun) -> Figure | None:
     """Outlier factors by class of all samples ever made, and of those kept."""
     samples = one.samples
     if samples is None or samples.features is None:
@@ -204,7 +204,7 @@ def _draw_boxes(axis: Axes, box: np.ndarray, labels: np.ndarray, factors: np.nda
     axis.vlines(places, q3, high, color=blue, linewidth=0.8)
 
 
-def recall_figure(one: Shown) -> Figure | None:
+def recall_figure(one: ReportRun) -> Figure | None:
     """The student's recall of each class in the last epoch, above the samples of each class."""
     row = one.run.metrics[-1]
     recall = np.array([np.nan if value is None else value for value in row.get("test_recall", [])], float)
@@ -230,7 +230,7 @@ def recall_figure(one: Shown) -> Figure | None:
     return figure
 
 
-def confidence_figure(shown: Sequence[Shown]) -> Figure | None:
+def confidence_figure(shown: Sequence[ReportRun]) -> Figure | None:
     """The mean margin by epoch, and how margins and confidences of the samples kept are distributed."""
     if not any(one.has("margin") for one in shown):
         return None
@@ -252,14 +252,14 @@ def confidence_figure(shown: Sequence[Shown]) -> Figure | None:
     return figure
 
 
-def _kept(one: Shown, name: str) -> np.ndarray | None:
+def _kept(one: ReportRun, name: str) -> np.ndarray | None:
     """Margins or confidences of the samples kept."""
     samples = one.samples
     values = getattr(samples, name) if samples else None
     return None if samples is None or values is None else values[samples.kept].numpy()
 
 
-def time_figure(shown: Sequence[Shown]) -> Figure:
+def time_figure(shown: Sequence[ReportRun]) -> Figure:
     """Seconds an epoch by phase."""
     phases = list(dict.fromkeys(name for one in shown for row in one.run.metrics for name in row["seconds"]))
     figure, axis = _new_axis(0.9 + 0.4 * len(shown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
-from datafree.results.shown import Shown
+from datafree.results.report_runs import ReportRun
 from datafree.runs.contact_sheet import to_pil
 
 CLASSES = 10  # rows of a sheet at most; where there are more classes, some are left out
@@ -17,7 +17,7 @@ MARGIN = 84  # pixels at the left, for the name of the class
 GAP = 2  # pixels between images
 
 
-def samples_sheet(one: Shown) -> Image.Image | None:
+def samples_sheet(one: ReportRun) -> Image.Image | None:
     """The samples nearest to the mean of their class and those farthest from it; None of a run that has left
     no samples with features."""
     samples = one.samples

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from datafree.results.measures import BALANCE, COST, PROTOCOL
-from datafree.results.shown import Shown
+from datafree.results.report_runs import ReportRun
 
-Cell = Callable[[Shown], str]  # what a run's column has in a row
+Cell = Callable[[ReportRun], str]  # what a run's column has in a row
 
 
-def summary_table(shown: Sequence[Shown]) -> str:
+def summary_table(shown: Sequence[ReportRun]) -> str:
     """Final figures, a column a run."""
     rows: list[tuple[str, Cell]] = [
         ("teacher", _summary("teacher_top1", "{:.2f} %")),
@@ -51,7 +51,7 @@ def _figure(value: Any, pattern: str) -> str:
     return "-" if value is None else pattern.format(value)
 
 
-def settings_table(shown: Sequence[Shown]) -> str:
+def settings_table(shown: Sequence[ReportRun]) -> str:
     """The resolved configuration; rows in which the runs differ are marked and come first."""
     names = list(dict.fromkeys(name for one in shown for name in one.run.config if name != "classes"))
     cells = {
@@ -68,7 +68,7 @@ def settings_table(shown: Sequence[Shown]) -> str:
     return f"{note}<details open><summary>{len(names)} settings</summary>{table}</details>"
 
 
-def _table(shown: Sequence[Shown], lines: Iterable[str], kind: str = "") -> str:
+def _table(shown: Sequence[ReportRun], lines: Iterable[str], kind: str = "") -> str:
     """A table with a column for each run, named at the top where there are several."""
     head = ""
     if len(shown) > 1:

@@ -17,7 +17,7 @@ from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import NetworkName, Pair
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
-from datafree.runs.read import Run, labels
+from datafree.results.read import Run, labels
 from datafree.runs.schema import read_json
 
 

@@ -14,10 +14,10 @@ from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
 from datafree.data.pixels import noise_like, to_float
 from datafree.distiller import Distiller
+from datafree.extras.teacher_cache import ROUNDED
 from datafree.methods import METHODS
-from datafree.networks.bn_statistics import misfit
-from datafree.networks.portable import describe
-from datafree.reuse import ROUNDED
+from datafree.networks.bn_statistics import check_bn_statistics
+from datafree.networks.student_file import describe
 from datafree.runs.contact_sheet import export_repository
 from datafree.runs.environment import environment
 from datafree.runs.files import CONFIG, REPOSITORY, SAMPLES, SUMMARY
@@ -57,17 +57,17 @@ class Distillation:
         """
         s, processes, session = self.settings, self.processes, self.session
         distiller = self.build_distiller()
-        if not processes.first:  # all have built the same, and draw differently (dropout) from here on
+        if not processes.is_main:  # all have built the same, and draw differently (dropout) from here on
             torch.manual_seed(s.seed + processes.rank)
         first_samples = self._first_samples()
         progress = self.start_or_resume(distiller)
-        if processes.first:
+        if processes.is_main:
             session.run = self._open_run(progress)
-        processes.wait()  # until there is a folder to log samples in
+        processes.barrier()  # until there is a folder to log samples in
         for images in first_samples:
             distiller.store(images)
         judged = "test" if session.has_images else "agreement"
-        with DistillationBar(s, progress.epoch, session.say, judged, quiet=not processes.first) as bar:
+        with DistillationBar(s, progress.epoch, session.say, judged, quiet=not processes.is_main) as bar:
             writer = None
             if session.run:
                 facts = {"identity": self.identity, "facts": self.facts.as_dict()}
@@ -106,7 +106,7 @@ class Distillation:
             evaluate=self.session.score if self.session.has_images else None,
             hold_out=s.dataset == "none",
             processes=self.processes,
-            log=SampleLog(self.folder / SAMPLES, shape, features.dim, self.processes.first),
+            log=SampleLog(self.folder / SAMPLES, shape, features.dim, self.processes.is_main),
         )
         if distiller.reuse and not distiller.reuse.exact:
             self.session.warn(ROUNDED)
@@ -118,7 +118,7 @@ class Distillation:
         s, session = self.settings, self.session
         network = session.teacher.network
         by_statistics = s.bn and "bn" in METHODS[s.method].takes
-        known = misfit(network) if by_statistics else None
+        known = check_bn_statistics(network) if by_statistics else None
         if known:
             session.warn(known)
 
@@ -131,7 +131,7 @@ class Distillation:
                 self.facts.normalize(to_float(images.to(session.device)))
                 for images in (noise, distiller.repository.images(rows))
             )
-            found = misfit(network, *seen)
+            found = check_bn_statistics(network, *seen)
             if found:
                 session.warn(found)
 

@@ -18,7 +18,7 @@ from datafree.runs.folder import RunFolder
 from datafree.runs.interrupts import Interrupts, how_to_continue
 from datafree.runs.progress import Progress, ProgressBar
 from datafree.synthesis.base import OnStep
-from datafree.torch_utils.processes import Processes
+from datafree.torch_utils.distributed import Processes
 
 SHEETS = 10  # contact sheets written in the course of a run
 
@@ -132,7 +132,7 @@ def run_epochs(
                     writer.write(row, state)
                     after(epoch)
                 received = interrupts.received if epoch + 1 < epochs else None
-                received = processes.first_says(received)
+                received = processes.broadcast_object(received)
                 if received is not None:
                     interrupts.check()
                     raise Stopped("", 128 + received)

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.data.datasets import SPECS
-from datafree.data.facts import DataFacts, data_facts, recorded_facts
 from datafree.data.image_folders import load_folder
 from datafree.data.image_set import ImageSet
+from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.build import arguments_of, build, source_of
-from datafree.networks.examine import examine, probe_input
+from datafree.networks.check import check_network, probe_input
 from datafree.networks.names import parse_arguments
-from datafree.networks.portable import describe, require_storable
+from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
 from datafree.runs.environment import environment
 from datafree.runs.files import CHECKPOINT, CONFIG, METRICS, SUMMARY, TRAINING
@@ -54,7 +54,7 @@ def train(settings: TrainSettings, output: Path) -> None:
     _refuse_output(settings, output, folder)
     run = TrainingRun(settings, folder, "--output")
     s = run.settings
-    facts = data_facts(s, "train")
+    facts = image_spec(s, "train")
     train_images, test_images = (
         run.load_split(s.dataset, split, facts.img_size) for split in ("train", "test")
     )
@@ -65,11 +65,11 @@ def train(settings: TrainSettings, output: Path) -> None:
     network = build(s.model, "--model", facts.num_classes, None, arguments, s.pretrained).to(run.device)
     source = source_of(s.model)
     channels, _ = probe_input(network.eval(), None, facts.img_size, run.device)
-    found = examine(network, f"--model {s.model}", channels, facts.img_size, run.device, trained=True)
+    found = check_network(network, f"--model {s.model}", channels, facts.img_size, run.device, trained=True)
     if found.num_classes != facts.num_classes:
         raise UserError(other_classes("model", s.model, found.num_classes, facts.num_classes))
     require_storable(network, f"--model {s.model}")
-    run.processes.leave_out(network, found.unused)
+    run.processes.freeze_unused(network, found.unused)
     facts = replace(facts, classes=tuple(train_images.classes)).for_channels(channels)
     train_images, test_images = (images.for_channels(channels) for images in (train_images, test_images))
 
@@ -80,9 +80,9 @@ def train(settings: TrainSettings, output: Path) -> None:
     if s.epochs:
         trainer = Trainer(network, criterion, train_images, facts, score, s, run.device, run.processes)
         run.train(trainer, facts, TRAINING, {})
-    elif folder.exists() and run.processes.first:  # what it tells is of another training
+    elif folder.exists() and run.processes.is_main:  # what it tells is of another training
         RunFolder(folder, overwrite=True, lock=run.lock)
-    if not run.processes.first:
+    if not run.processes.is_main:
         return
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
         own = training_folder(output) / CHECKPOINT
         file = own if own.exists() else checkpoint.previous(own)
     content = checkpoint.read(file)
-    facts = data_facts(s, "test", recorded_facts(content))
+    facts = image_spec(s, "test", recorded_spec(content))
     state = state_of(content, file)
     arguments = {**arguments_of(s.model, state), **parse_arguments(s.model_args, "--model_args")}
     network = build(s.model, "--model", facts.num_classes, None, arguments).to(run.device)
@@ -160,7 +160,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
     facts = facts.for_channels(channels)
     checkpoint.load_network(network, state, file, f"{s.model} with {facts.num_classes} classes")
     images = run.load_split(s.dataset, "test", facts.img_size).for_channels(channels)
-    if run.processes.first:
+    if run.processes.is_main:
         print(f"{s.model} on {s.dataset}: {run.judge(images, facts)(network)}")
 
 
@@ -176,7 +176,7 @@ def distill(settings: KDSettings) -> None:
     run = TrainingRun(settings, Path(settings.save_dir), "--save_dir")
     s = run.settings
     file, content = read_teacher(s.dataset, s.teacher, s.teacher_ckpt)
-    facts = data_facts(s, "test", recorded_facts(content))
+    facts = image_spec(s, "test", recorded_spec(content))
     torch.manual_seed(s.seed)
     student = build(s.student, "--student", facts.num_classes).to(run.device)
     teacher = load_teacher(s.teacher, facts.num_classes, file, content, run.device, channels=3)
@@ -193,7 +193,7 @@ def distill(settings: KDSettings) -> None:
 
     score = run.judge(test_images, facts, teacher)
     trainer = Trainer(student, criterion, images, facts, score, s, run.device, run.processes)
-    if run.processes.first:
+    if run.processes.is_main:
         run.say(f"teacher {s.teacher}: {score(teacher)}")
     run.say(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {s.save_dir}")
     more = {"method": s.method, "teacher_ckpt": str(file), "teacher_weights": fingerprint(teacher)}
@@ -219,7 +219,7 @@ def distill(settings: KDSettings) -> None:
     run.say(f"student, best (chosen on test data)  {progress.best_top1:.2f} %")
 
 
-def transfer_set(settings: KDSettings, run: TrainingRun, facts: DataFacts) -> ImageSet:
+def transfer_set(settings: KDSettings, run: TrainingRun, facts: ImageSpec) -> ImageSet:
     """The images to distil with.
 
     Raises:

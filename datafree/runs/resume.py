@@ -18,7 +18,7 @@ from datafree.runs.lock import RunLock
 from datafree.runs.loop import Epochs
 from datafree.runs.progress import FIGURES, Progress
 from datafree.torch_utils import checkpoint
-from datafree.torch_utils.processes import Processes
+from datafree.torch_utils.distributed import Processes
 
 T = TypeVar("T")
 # What reading content raises that is not of its kind.
@@ -86,7 +86,7 @@ class Resume:
             return progress
 
     def _set_aside(self, own: Path) -> None:
-        if self.processes.first:
+        if self.processes.is_main:
             own.replace(self.folder / ASIDE)
 
     def _load(self, trained: Epochs, path: Path) -> Progress:
@@ -120,7 +120,7 @@ class Resume:
             result = part()
         except UserError as raised:
             error = raised
-        found = [one for one in self.processes.collect(error) if one is not None]
+        found = [one for one in self.processes.all_gather_object(error) if one is not None]
         try:
             if found:
                 raise found[0]
@@ -158,13 +158,13 @@ class Resume:
         the block fails."""
         names = [name for name in (SAMPLES, STUDENT_BEST) if (path.parent / name).exists()]
         elsewhere = path.parent.resolve() != self.folder.resolve()
-        bring = names if self.processes.first and elsewhere else []
+        bring = names if self.processes.is_main and elsewhere else []
         try:
             if bring:
                 self.lock = self.lock or RunLock(self.folder)
             for name in bring:
                 shutil.copyfile(path.parent / name, self.folder / name)
-            self.processes.wait()
+            self.processes.barrier()
             yield
         except BaseException:
             for name in bring:

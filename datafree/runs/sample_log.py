@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from datafree.errors import Damaged, UserError
-from datafree.repository import FORMAT
 from datafree.samples import Samples
 
 READ_BYTES = 64 << 20  # read at a time
@@ -30,16 +29,10 @@ class SampleLog:
         image_shape: (C, H, W).
         feature_dim: length of a feature vector.
         writable: False where another process writes the file, and this one only reads it.
-        format: see `repository.FORMAT`.
     """
 
     def __init__(
-        self,
-        path: Path,
-        image_shape: tuple[int, int, int],
-        feature_dim: int,
-        writable: bool = True,
-        format: int = FORMAT,
+        self, path: Path, image_shape: tuple[int, int, int], feature_dim: int, writable: bool = True
     ):
         self.path, self.writable = path, writable
         self.checksum = 0  # CRC-32 of all that was written
@@ -50,7 +43,7 @@ class SampleLog:
                 ("features", np.float32, (feature_dim,)),
                 ("margin", np.float32),
                 ("label", np.int64),
-                *([("confidence", np.float32)] if format > 1 else []),
+                ("confidence", np.float32),
             ]
         )
 

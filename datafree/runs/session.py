@@ -10,18 +10,18 @@ from pathlib import Path
 import torch
 from termcolor import colored
 
-from datafree.data.facts import DataFacts, data_facts, recorded_facts
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
+from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.data.load import load_split
 from datafree.errors import UserError
-from datafree.evaluation import Judge
+from datafree.evaluation import Evaluator
+from datafree.extras.pruned import keep_zeros, zeros_of
 from datafree.methods import METHODS
 from datafree.networks.build import arguments_of, build, source_of
-from datafree.networks.examine import NO_STATISTICS, examine, settle_layout
+from datafree.networks.check import NO_STATISTICS, check_network, settle_layout
 from datafree.networks.names import parse_arguments
-from datafree.networks.portable import require_storable
-from datafree.networks.pruned import keep_zeros, zeros_of
+from datafree.networks.student_file import require_storable
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
 from datafree.runs.files import STUDENT
 from datafree.runs.folder import RunFolder, require_tensorboard
@@ -30,8 +30,8 @@ from datafree.runs.resume import state_of
 from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.device import choose_device
+from datafree.torch_utils.distributed import Processes
 from datafree.torch_utils.precision import found_precision, set_kernels
-from datafree.torch_utils.processes import Processes
 from datafree.torch_utils.state import fingerprint
 
 
@@ -53,7 +53,7 @@ class Session:
         self.said: list[str] = []  # before there was a run folder
         self.processes = Processes.started_by_torchrun(self.device)
         self.lock: RunLock | None = None
-        writes = s.epochs and not s.evaluate_only and self.processes.first
+        writes = s.epochs and not s.evaluate_only and self.processes.is_main
         if writes and refuse_existing(self.folder, s.resume is not None, s.overwrite):
             self.lock = RunLock(self.folder)
         if s.tensorboard:
@@ -118,13 +118,13 @@ class Session:
             self.say(f"teacher {s.teacher}: {self.teacher.found}")
             if not self.teacher.found.bn_layers and "bn" in METHODS[s.method].takes:
                 self.warn(NO_STATISTICS)
-        found = examine(
+        found = check_network(
             self.student, f"--student {s.student}", facts.channels, facts.img_size, self.device, trained=True
         )
         if found.num_classes != facts.num_classes:
             raise UserError(other_classes("student", s.student, found.num_classes, facts.num_classes))
         require_storable(self.student, f"--student {s.student}")
-        self.processes.leave_out(self.student, found.unused)
+        self.processes.freeze_unused(self.student, found.unused)
         if not s.evaluate_only:
             self.say(f"student {s.student}: {found}")
 
@@ -133,7 +133,7 @@ class Session:
     def say(self, text: str, color: str | None = None) -> None:
         if self.run:
             self.run.log(text, color)
-        elif self.processes.first:
+        elif self.processes.is_main:
             self.said.append(text)
             print(colored(text, color) if color else text, flush=True)
 
@@ -150,7 +150,7 @@ class Session:
     @cached_property
     def test_images(self) -> ImageSet:
         s = self.settings
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             if s.eval_folder:
                 images = load_labelled(
                     Path(s.eval_folder), self.facts.img_size, self.facts.num_classes, s.workers
@@ -162,10 +162,10 @@ class Session:
         return images.for_channels(self.facts.channels)
 
     @cached_property
-    def score(self) -> Judge:
+    def score(self) -> Evaluator:
         """Scores networks on the test images; those of a run also by their agreement with the teacher."""
         teacher = None if self.settings.evaluate_only else self.teacher.network
-        return Judge(self.test_images, self.facts.normalize, self.device, teacher)
+        return Evaluator(self.test_images, self.facts.normalize, self.device, teacher)
 
     def test_teacher(self) -> None:
         """Report the teacher's accuracy."""
@@ -182,11 +182,11 @@ class Session:
         file = self._student_file()
         return state_of(checkpoint.read(file), file)
 
-    def _facts_of_student(self) -> DataFacts:
+    def _facts_of_student(self) -> ImageSpec:
         """What a student's checkpoint tells of its images."""
         s = self.settings
-        recorded = recorded_facts(checkpoint.read(self._student_file()))
-        facts = data_facts(s, "test", recorded)
+        recorded = recorded_spec(checkpoint.read(self._student_file()))
+        facts = image_spec(s, "test", recorded)
         return facts.for_channels(s.channels or len(recorded.get("mean", "rgb")))
 
     def evaluate_student(self) -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.augment import OnlyFlip
-from datafree.data.facts import DataFacts
 from datafree.data.image_set import ImageSet
+from datafree.data.image_spec import ImageSpec
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
-from datafree.evaluation import Evaluation, Judge
+from datafree.evaluation import Evaluation, Evaluator
 from datafree.runs.environment import environment
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock, refuse_existing
@@ -29,11 +29,11 @@ from datafree.runs.resume import Resume
 from datafree.settings import KDSettings, RealSettings, TrainSettings, as_dict, identity
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils.device import choose_device
+from datafree.torch_utils.distributed import Processes
 from datafree.torch_utils.precision import found_precision
-from datafree.torch_utils.processes import Processes
+from datafree.torch_utils.random import global_state, set_global_state
 from datafree.torch_utils.sgd import SGDTrainer
 from datafree.torch_utils.state import require_like
-from datafree.torch_utils.streams import global_state, set_global_state
 
 Forward = Callable[[Tensor], Tensor]  # inputs to logits
 Criterion = Callable[[Forward, Tensor, Tensor], Tensor]  # of the trained network, inputs and labels to a loss
@@ -59,7 +59,7 @@ class Trainer(SGDTrainer):
         network: nn.Module,
         criterion: Criterion,
         images: ImageSet,
-        facts: DataFacts,
+        facts: ImageSpec,
         score: Callable[[nn.Module], Evaluation],
         settings: TrainSettings | KDSettings,
         device: torch.device,
@@ -95,7 +95,7 @@ class Trainer(SGDTrainer):
         self.scheduler.step()
         if not loss < float("inf"):
             raise UserError(f"the loss is {loss} in epoch {epoch + 1}: try a lower --lr")
-        scores = processes.first_says(self.score(self.network) if processes.first else None)
+        scores = processes.broadcast_object(self.score(self.network) if processes.is_main else None)
         return {
             "epoch": epoch,
             "lr": lr,
@@ -112,9 +112,9 @@ class Trainer(SGDTrainer):
     def _losses(self) -> Iterator[Tensor]:
         p, device = self.processes, self.device
         order = None
-        if p.first:
+        if p.is_main:
             order = torch.randperm(len(self.images), generator=self.rng, device=device).cpu()
-        own = p.share(p.first_says(order)[: self.steps * self.batch_size])
+        own = p.shard(p.broadcast_object(order)[: self.steps * self.batch_size])
         for batch, labels in self.images.batches(self.batch_size // p.world_size, own, self.rng):
             inputs = self.augment(to_float(batch.to(device, non_blocking=True)), self.rng)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -124,7 +124,7 @@ class Trainer(SGDTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on."""
-        return {**super().state_dict(), "streams": self.processes.collect(self._streams())}
+        return {**super().state_dict(), "streams": self.processes.all_gather_object(self._streams())}
 
     def _streams(self) -> dict[str, Tensor]:
         """The states of what this process draws from."""
@@ -173,7 +173,7 @@ class TrainingRun(Generic[RealSettings]):
         if self.folder is None:
             return
         self.processes.require_divisible("--batch_size", s.batch_size)
-        if self.processes.first and refuse_existing(
+        if self.processes.is_main and refuse_existing(
             self.folder, s.resume is not None, s.overwrite, self.flag
         ):
             self.lock = RunLock(self.folder, self.flag)
@@ -181,17 +181,17 @@ class TrainingRun(Generic[RealSettings]):
     def load_split(self, dataset: str, split: str, img_size: int) -> ImageSet:
         """The images of a split."""
         s = self.settings
-        with self.processes.first_goes_ahead():
+        with self.processes.main_process_first():
             return load_split(dataset, split, s.data_root, img_size, s.download, s.workers)
 
-    def judge(self, images: ImageSet, facts: DataFacts, teacher: nn.Module | None = None) -> Judge:
+    def judge(self, images: ImageSet, facts: ImageSpec, teacher: nn.Module | None = None) -> Evaluator:
         """What scores networks on images, and by their agreement with a teacher."""
-        return Judge(images, facts.normalize, self.device, teacher)
+        return Evaluator(images, facts.normalize, self.device, teacher)
 
     def train(
         self,
         trainer: Trainer,
-        facts: DataFacts,
+        facts: ImageSpec,
         config: str,
         more: dict[str, Any],
         student: Callable[[], dict[str, Any]] | None = None,
@@ -222,14 +222,14 @@ class TrainingRun(Generic[RealSettings]):
             "device_type": device.type,
         }
         own.pop("teacher_ckpt", None)
-        if not processes.first:  # all have built the same, and draw differently (dropout) from here on
+        if not processes.is_main:  # all have built the same, and draw differently (dropout) from here on
             torch.manual_seed(s.seed + processes.rank)
         progress, warnings = Progress(0), []
         if s.resume is not None:
             resume = Resume(self.folder, own, s.epochs, processes, self.lock, flag=self.flag)
             progress = resume.load(trainer, s.resume)
             self.lock, warnings = resume.lock, resume.warnings
-        if processes.first:
+        if processes.is_main:
             self.lock = self.lock or RunLock.of_new_run(self.folder, s.overwrite, self.flag)
             self.run = RunFolder(self.folder, s.overwrite, lock=self.lock)
             self.run.log_earlier(self.said)
@@ -239,7 +239,7 @@ class TrainingRun(Generic[RealSettings]):
         for warning in warnings:
             self.say(f"warning: {warning}", "yellow")
         steps = (s.epochs - progress.epoch) * trainer.steps
-        with TrainingBar(s.epochs, steps, self.say, s.print_freq, quiet=not processes.first) as bar:
+        with TrainingBar(s.epochs, steps, self.say, s.print_freq, quiet=not processes.is_main) as bar:
             writer = None
             if self.run:
                 known = {"identity": own, "facts": facts.as_dict()}
@@ -251,6 +251,6 @@ class TrainingRun(Generic[RealSettings]):
     def say(self, text: str, color: str | None = None) -> None:
         if self.run:
             self.run.log(text, color)
-        elif self.processes.first:
+        elif self.processes.is_main:
             self.said.append(text)
             print(text, flush=True)

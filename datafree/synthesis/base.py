@@ -21,8 +21,8 @@ from datafree.networks.bn_statistics import BNStatistics
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.samples import Samples
 from datafree.settings import Settings
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 from datafree.torch_utils.precision import Autocast, at_least_single
-from datafree.torch_utils.processes import ALONE, Processes
 
 ADAM_BETAS = (0.5, 0.999)  # of every method that trains a generator
 OnStep = Callable[[str, Tensor], None]  # phase and loss (a scalar on the device) of a step just done
@@ -43,7 +43,7 @@ class Synthesis:
 
 
 @dataclass
-class Context:
+class SynthesisInputs:
     """What a synthesizer works with.
 
     Args:
@@ -63,7 +63,7 @@ class Context:
     augment: Augment
     image_shape: tuple[int, int, int]
     rng: torch.Generator
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     autocast: Autocast = nullcontext
     features: PenultimateFeatures | None = None
     num_classes: int | None = None
@@ -78,13 +78,13 @@ class Context:
 class Synthesizer(ABC):
     """Makes batches of images that the teacher takes for given classes.
 
-    A method's class is made with a `Context` and the settings. Whatever is random is drawn from the
+    A method's class is made with a `SynthesisInputs` and the settings. Whatever is random is drawn from the
     context's generator; state that lasts from call to call is in `state_dict`, and is the same in all
     processes (they resume from the first one's). `calls` counts the calls of `synthesize`. The base takes
     care of what all share: looking at the teacher, and labelling what is made.
 
     Args:
-        context: see `Context`.
+        context: see `SynthesisInputs`.
         bn_mmt: momentum of the batch's BatchNorm statistics, see `BNStatistics`.
     """
 
@@ -92,7 +92,7 @@ class Synthesizer(ABC):
     asks_for_classes = True  # whether the images are to be of the labels given to `synthesize`
     settings: Settings
 
-    def __init__(self, context: Context, bn_mmt: float = 0.0):
+    def __init__(self, context: SynthesisInputs, bn_mmt: float = 0.0):
         self.teacher, self.student, self.augment = context.teacher, context.student, context.augment
         self.rng, self.processes, self.autocast = context.rng, context.processes, context.autocast
         self.statistics = BNStatistics(context.teacher, bn_mmt)
@@ -167,7 +167,7 @@ class Synthesizer(ABC):
         return weighted(terms, weights), terms
 
     @torch.no_grad()
-    def _finished(self, trace: Trace) -> Synthesis:
+    def _finished(self, trace: BestStep) -> Synthesis:
         """The batch of the best step, with the labels that the teacher gives a fresh view of it."""
         images, features = trace.best
         with self.autocast():
@@ -177,7 +177,7 @@ class Synthesizer(ABC):
         return Synthesis(samples, images, losses, steps)
 
 
-class Trace:
+class BestStep:
     """The loss terms of every step of a synthesis, and what was made at the step with the lowest total.
     Nothing is asked of the device before `losses`."""
 

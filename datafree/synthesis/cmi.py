@@ -18,11 +18,11 @@ from datafree.models.generator import Generator
 from datafree.models.resnet import is_resnet34
 from datafree.settings import Settings
 from datafree.synthesis.base import (
-    Context,
+    BestStep,
     OnStep,
     Synthesis,
+    SynthesisInputs,
     Synthesizer,
-    Trace,
     draw_weights,
     frozen,
     generator_optimizer,
@@ -56,12 +56,12 @@ class CMISynthesizer(Synthesizer):
     a part of every checkpoint: up to 440 MB for wrn40_2; `--save_every` makes these fewer.
 
     Args:
-        context: see `Context`; its `augment` makes the global views.
+        context: see `SynthesisInputs`; its `augment` makes the global views.
         settings: `g_steps lr_g lr_z adv bn cr cr_T`.
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
-    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
         super().__init__(context)
         self.generator = generator or context.make_generator(METHODS[settings.method])
         self.settings = settings
@@ -76,7 +76,7 @@ class CMISynthesizer(Synthesizer):
         self.head = nn.Sequential(
             nn.Linear(dim, HEAD_DIM), nn.ReLU(inplace=True), nn.Linear(HEAD_DIM, HEAD_DIM)
         ).to(device)
-        processes.follow_first(list(self.head.parameters()))
+        processes.broadcast(list(self.head.parameters()))
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), settings.lr_g)
         # Global and local view of an image a row, oldest first.
         self.bank = torch.empty((0, 2 * dim), dtype=torch.float16, device=device)
@@ -88,7 +88,7 @@ class CMISynthesizer(Synthesizer):
         draw_weights(self.generator.train(), self.rng)
         z = self._noise(len(targets), self.generator.nz).requires_grad_()
         optimizer = generator_optimizer(self.generator, z, s.lr_g, s.lr_z)
-        trace = Trace()
+        trace = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
@@ -100,11 +100,11 @@ class CMISynthesizer(Synthesizer):
                 total.backward()
                 optimizer.step()
                 if s.cr:
-                    self.processes.average(gradients(self.head))
+                    self.processes.all_reduce_mean(gradients(self.head))
                     self.head_optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
-        views = self.processes.gather(trace.best.pop())
+        views = self.processes.all_gather(trace.best.pop())
         self.bank = torch.cat([self.bank, views.to(self.bank.dtype)])[-BANK_SIZE:]
         return self._finished(trace)
 

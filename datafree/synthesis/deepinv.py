@@ -11,11 +11,11 @@ from datafree import losses
 from datafree.networks.bn_statistics import BNStatistics
 from datafree.settings import Settings
 from datafree.synthesis.base import (
-    Context,
+    BestStep,
     OnStep,
     Synthesis,
+    SynthesisInputs,
     Synthesizer,
-    Trace,
     frozen,
     ignore_step,
     weighted,
@@ -38,11 +38,11 @@ class DeepInversionSynthesizer(Synthesizer):
     the priors' weights are the paper's for CIFAR-10 (section 4.1), where the paper takes other norms.
 
     Args:
-        context: see `Context`; its `augment` makes the view by which finished images are labelled.
+        context: see `SynthesisInputs`; its `augment` makes the view by which finished images are labelled.
         settings: `g_steps lr_g adv bn tv l2`.
     """
 
-    def __init__(self, context: Context, settings: Settings):
+    def __init__(self, context: SynthesisInputs, settings: Settings):
         super().__init__(context)
         augment, image_shape = context.augment, context.image_shape
         self.image_shape, self.settings, self.flip = image_shape, settings, augment.flip
@@ -57,7 +57,7 @@ class DeepInversionSynthesizer(Synthesizer):
         self.calls += 1
         pixels = self._noise(len(targets), *self.image_shape).requires_grad_()
         optimizer = torch.optim.Adam([pixels], s.lr_g, betas=ADAM_BETAS)
-        trace = Trace()
+        trace = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 total, terms = self._loss(self._jitter(pixels), targets, alpha)

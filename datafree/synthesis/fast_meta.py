@@ -4,7 +4,6 @@ call, so that a few steps make a batch. BSR synthesises with it. Its `fast` form
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ from datafree.models.generator import Generator
 from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
-    Context,
+    BestStep,
     OnStep,
     Synthesis,
+    SynthesisInputs,
     Synthesizer,
-    Trace,
     frozen,
     generator_optimizer,
     gradients,
@@ -30,9 +29,6 @@ from datafree.torch_utils.state import load_optimizer
 
 RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
 REPTILE_SCALE = 67
-# Of the variance of a latent code, the part that its label decides. Where it is large the generator learns to
-# make one image a label (one half, on CIFAR-10: a student of 17 % in place of 73, docs/results.md).
-LABEL_SHARE = 0.02
 
 
 class FastMetaSynthesizer(Synthesizer):
@@ -41,46 +37,37 @@ class FastMetaSynthesizer(Synthesizer):
     clone (Reptile). The adversarial term is 0 in the first `warmup` - 1 calls.
 
     Args:
-        context: see `Context`.
-        settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml label_conditional`, and `warmup`.
+        context: see `SynthesisInputs`.
+        settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml`, and `warmup`.
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
     clones = True  # whether a call optimises a clone, or else the generator itself
 
-    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
         super().__init__(context, settings.bn_mmt)
         self.generator = generator or context.make_generator(METHODS[settings.method])
         self.settings = settings
         self.meta_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=settings.lr_g * settings.g_steps, betas=ADAM_BETAS
         )
-        self.label_codes: Tensor | None = None  # (C, nz)
-        if self.clones and settings.label_conditional:
-            self.label_codes = self._noise(self.num_classes, self.generator.nz)
-            self.processes.follow_first([self.label_codes])
 
     def synthesize(
         self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step, z: Tensor | None = None
     ) -> Synthesis:
-        """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`. With
-        `label_conditional` a code begins as noise and a little of the code of its label, which is drawn once,
-        so that the generator can learn from call to call what a label means."""
+        """See `Synthesizer.synthesize`; `z` (B, nz) replaces the latent codes drawn from `rng`."""
         s = self.settings
         self.calls += 1
         if self.clones and self.calls == RESET_CALL + s.warmup:
             self._reset_generator()
         if z is None:
             z = self._noise(len(targets), self.generator.nz)
-            if self.label_codes is not None:
-                codes = self.label_codes[targets]
-                z = math.sqrt(1 - LABEL_SHARE) * z + math.sqrt(LABEL_SHARE) * codes  # of the same variance
         z = z.clone().requires_grad_()
         working = copy.deepcopy(self.generator) if self.clones else self.generator
         working.train()
         optimizer = generator_optimizer(working, z, s.lr_g, s.lr_z)
         self.meta_optimizer.zero_grad()
-        trace = Trace()
+        trace = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
@@ -90,7 +77,7 @@ class FastMetaSynthesizer(Synthesizer):
                 optimizer.zero_grad()
                 total.backward()
                 if not self.clones:
-                    self.processes.average(gradients(working))
+                    self.processes.all_reduce_mean(gradients(working))
                 elif s.is_maml:
                     _add_gradients(self.generator, working)
                 optimizer.step()
@@ -98,7 +85,7 @@ class FastMetaSynthesizer(Synthesizer):
         if self.clones:
             if not s.is_maml:
                 _reptile_gradients(self.generator, working)
-            self.processes.average(gradients(self.generator))
+            self.processes.all_reduce_mean(gradients(self.generator))
             self.meta_optimizer.step()
         self.statistics.update_averages(self.processes)
         return self._finished(trace)
@@ -114,14 +101,13 @@ class FastMetaSynthesizer(Synthesizer):
                 if isinstance(layer, nn.BatchNorm2d):
                     layer.weight.normal_(1, 0.02, generator=self.rng)
                     layer.bias.zero_()
-        self.processes.follow_first(list(self.generator.parameters()))
+        self.processes.broadcast(list(self.generator.parameters()))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self.generator.state_dict(),
             "meta_optimizer": self.meta_optimizer.state_dict(),
             "statistics": self.statistics.state_dict(),
-            "label_codes": self.label_codes,
             "calls": self.calls,
         }
 
@@ -129,8 +115,6 @@ class FastMetaSynthesizer(Synthesizer):
         self.generator.load_state_dict(state["generator"])
         load_optimizer(self.meta_optimizer, state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
-        if self.label_codes is not None:
-            self.label_codes.copy_(state["label_codes"])
         self.calls = int(state["calls"])
 
 

@@ -17,11 +17,11 @@ from datafree.models.generator import Generator
 from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
-    Context,
+    BestStep,
     OnStep,
     Synthesis,
+    SynthesisInputs,
     Synthesizer,
-    Trace,
     frozen,
     gradients,
     ignore_step,
@@ -54,13 +54,13 @@ class GenerativeSynthesizer(Synthesizer):
     some later implementations put it in eval mode then. No image is augmented.
 
     Args:
-        context: see `Context`; of its `augment` only the normalisation is used.
+        context: see `SynthesisInputs`; of its `augment` only the normalisation is used.
         settings: `g_steps lr_g adv bn act balance ema_generator`. With `blg`, L_oh is against the labels
             asked for.
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
     """
 
-    def __init__(self, context: Context, settings: Settings, generator: Generator | None = None):
+    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
         super().__init__(replace(context, augment=OnlyNormalize(context.augment.normalize)))
         method = METHODS[settings.method]
         self.generator = generator or context.make_generator(method)
@@ -72,7 +72,7 @@ class GenerativeSynthesizer(Synthesizer):
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         self.calls += 1
-        trace = Trace()
+        trace = BestStep()
         with frozen(self.student):
             for _ in range(self.settings.g_steps):
                 images = self._generate(len(targets))
@@ -80,7 +80,7 @@ class GenerativeSynthesizer(Synthesizer):
                 trace.add(total, terms, images, self.features.value)
                 self.optimizer.zero_grad()
                 total.backward()
-                self.processes.average(gradients(self.generator))
+                self.processes.all_reduce_mean(gradients(self.generator))
                 self.optimizer.step()
                 self._follow()
                 on_step("synthesis", total.detach())

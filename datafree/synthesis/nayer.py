@@ -18,11 +18,11 @@ from datafree.samples import Samples, occurrences
 from datafree.settings import Settings
 from datafree.synthesis.base import (
     ADAM_BETAS,
-    Context,
+    BestStep,
     OnStep,
     Synthesis,
+    SynthesisInputs,
     Synthesizer,
-    Trace,
     draw_as_torch,
     frozen,
     ignore_step,
@@ -40,7 +40,7 @@ class NayerSynthesizer(Synthesizer):
     by accident.
 
     Args:
-        context: see `Context`.
+        context: see `SynthesisInputs`.
         settings: `g_steps g_loops gwp_loops g_life lr_g adv bn bn_mmt label_embedding`, and `warmup`.
         generator: maps embeddings (B, D) to images (B, C, H, W) in [0, 1]; made where it is not given.
 
@@ -48,7 +48,7 @@ class NayerSynthesizer(Synthesizer):
         UserError: there are no such embeddings.
     """
 
-    def __init__(self, context: Context, settings: Settings, generator: LabelGenerator | None = None):
+    def __init__(self, context: SynthesisInputs, settings: Settings, generator: LabelGenerator | None = None):
         super().__init__(context, settings.bn_mmt)
         self.settings = s = settings
         features = PenultimateFeatures(self.teacher) if self.features.named else self.features
@@ -83,7 +83,7 @@ class NayerSynthesizer(Synthesizer):
         if self.calls and calls % self.settings.g_life == 0:
             self.generator.resize(self.least_layers)  # so that as much is drawn whatever has gone before
             draw_as_torch(self.generator, self.rng)
-            self.processes.follow_first(list(self._lasting().values()))
+            self.processes.broadcast(list(self._lasting().values()))
         self.calls += 1
         made = [self._batch(part, alpha, not in_warmup, on_step) for part in targets.split(self.items)]
         fields = zip(*(vars(one.samples).values() for one in made), strict=True)
@@ -101,7 +101,7 @@ class NayerSynthesizer(Synthesizer):
         self._draw_noise()
         lasting = [value for value in self._lasting().values() if value.requires_grad]
         optimizer = torch.optim.Adam(generator.parameters(), s.lr_g, betas=ADAM_BETAS)
-        trace = Trace()
+        trace = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
@@ -110,7 +110,7 @@ class NayerSynthesizer(Synthesizer):
                 trace.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
-                self.processes.average([value.grad for value in lasting if value.grad is not None])
+                self.processes.all_reduce_mean([value.grad for value in lasting if value.grad is not None])
                 optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages(self.processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from datafree.errors import UserError
-from datafree.torch_utils.processes import torchrun
+from datafree.torch_utils.distributed import torchrun
 
 
 def choose_device(device: str | None, gpu: int | None) -> torch.device:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.torch_utils.distributed import Processes, batch_statistics
 from datafree.torch_utils.precision import autocast
-from datafree.torch_utils.processes import Processes, batch_statistics
 from datafree.torch_utils.state import load_optimizer, require_like
 
 
@@ -77,7 +77,7 @@ class SGDTrainer:
             # Steps that overflow in half precision are skipped; they are no sign of divergence.
             total += torch.where(loss.isfinite(), pair, 0) if self.scaler.is_enabled() else pair
             on_step(loss)
-        self.processes.average([total, *batch_statistics(self.network)])
+        self.processes.all_reduce_mean([total, *batch_statistics(self.network)])
         losses_sum, count = total.tolist()
         return losses_sum / count if count else math.nan, int(self._overflows)
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.results.published import SWEEPS, SWEPT_DATASET, SWEPT_PAIR, Published, Sweep
-from datafree.runs.read import Run, differing, find_runs
+from datafree.results.read import Run, differing, find_runs
 
 FOLDER = Path(__file__).resolve().parent
 

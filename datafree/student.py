@@ -11,17 +11,15 @@ from torch import Tensor, nn
 
 from datafree import losses
 from datafree.methods import METHODS
-from datafree.priority import Weigh
 from datafree.settings import Settings
 from datafree.synthesis.base import OnStep, ignore_step
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 from datafree.torch_utils.precision import at_least_single
-from datafree.torch_utils.processes import ALONE, Processes
 from datafree.torch_utils.sgd import SGDTrainer
 
 FINAL_LR = 2e-4  # where the cosine schedule ends
-# Images (N, C, H, W) as the networks see them; the teacher's logits, where they are known; and what weighs
-# the images, where they are not all the same.
-Batch = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Weigh]
+# Images (N, C, H, W) as the networks see them, and the teacher's logits where they are known.
+Batch = tuple[Tensor, Tensor | None]
 
 
 class StudentTrainer(SGDTrainer):
@@ -43,7 +41,7 @@ class StudentTrainer(SGDTrainer):
         student: nn.Module,
         settings: Settings,
         device: torch.device,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ):
         s = self.settings = settings
         schedule = partial(
@@ -69,22 +67,15 @@ class StudentTrainer(SGDTrainer):
         with self.autocast():
             return at_least_single(self.teacher(inputs.contiguous(memory_format=torch.channels_last)))
 
-    def loss(
-        self, inputs: Tensor, teacher_logits: Tensor | None = None, weigh: Weigh | None = None
-    ) -> Tensor:
+    def loss(self, inputs: Tensor, teacher_logits: Tensor | None = None) -> Tensor:
         """The divergence of student and teacher on a batch (N, C, H, W) as the networks see it; the teacher
-        is asked where its logits are not given. With `weigh`, the mean of the images' divergences times the
-        weights that it gives."""
+        is asked where its logits are not given."""
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         if teacher_logits is None:
             teacher_logits = self.teach(inputs)
         with self.autocast():
             student_logits = at_least_single(self.forward(inputs))
-        pair = student_logits, teacher_logits
-        if weigh is None:
-            return losses.divergence(self.divergence, *pair, self.settings.T)
-        each = losses.divergences(self.divergence, *pair, self.settings.T)
-        return (weigh(each.detach()) * each).mean()
+        return losses.divergence(self.divergence, student_logits, teacher_logits, self.settings.T)
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedule as if the epochs before `epoch` had been run."""

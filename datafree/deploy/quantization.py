@@ -17,15 +17,15 @@ from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import ImageSet
 from datafree.data.load import load_split
 from datafree.data.pixels import noise_like, to_float
+from datafree.deploy import int8
+from datafree.deploy.calibration import make_images
+from datafree.deploy.export import Shipped, export, require_folder, write_files
 from datafree.errors import UserError
-from datafree.networks.bn_statistics import misfit
-from datafree.networks.examine import NO_STATISTICS
+from datafree.networks.bn_statistics import check_bn_statistics
+from datafree.networks.check import NO_STATISTICS
 from datafree.networks.teacher import Teacher, prepare_teacher
-from datafree.runs import int8
-from datafree.runs.calibration import make_images
-from datafree.runs.export import Shipped, export, require_folder, write_files
-from datafree.runs.read import Run
-from datafree.runs.stored import read_samples
+from datafree.results.read import Run
+from datafree.results.stored import read_samples
 from datafree.settings import QuantizeSettings, Settings
 from datafree.torch_utils.device import choose_device
 from datafree.torch_utils.precision import found_precision
@@ -69,7 +69,7 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
     made = f"{len(images)} images, {100 * hit_rate:.0f} % of those made of the class asked for"
     print(made)
     seen = (facts.normalize(to_float(some[:NOISE].to(device))) for some in (noise, images))
-    doubt = misfit(teacher.network, *seen)
+    doubt = check_bn_statistics(teacher.network, *seen)
     if doubt:
         _warn(doubt)
 

@@ -18,7 +18,7 @@ LEAST_STD = 1e-6  # less divides images into numbers that networks cannot comput
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class ImageSpec:
     """What must be known of the data to distil: nothing of it is an image."""
 
     dataset: str
@@ -36,7 +36,7 @@ class DataFacts:
     def channels(self) -> int:
         return len(self.mean)
 
-    def for_channels(self, channels: int) -> DataFacts:
+    def for_channels(self, channels: int) -> ImageSpec:
         """The same for images of so many channels: a single number is meant for each, and one grey channel
         has the mean of three."""
 
@@ -45,7 +45,7 @@ class DataFacts:
 
         return replace(self, mean=fit(self.mean), std=fit(self.std))
 
-    def with_classes(self, count: int) -> DataFacts:
+    def with_classes(self, count: int) -> ImageSpec:
         """The same, with classes named by their numbers where none are known."""
         return self if self.classes else replace(self, classes=tuple(str(label) for label in range(count)))
 
@@ -69,7 +69,7 @@ class DataFacts:
         }
 
 
-def data_facts(settings: Data, split: str, recorded: Mapping[str, Any] | None = None) -> DataFacts:
+def image_spec(settings: Data, split: str, recorded: Mapping[str, Any] | None = None) -> ImageSpec:
     """Classes, image size and normalisation: from the settings, else from what the teacher's checkpoint
     records (as those of this project do), else the dataset's own.
 
@@ -91,7 +91,7 @@ def data_facts(settings: Data, split: str, recorded: Mapping[str, Any] | None = 
     mean, std = normalization(settings, recorded.get("mean") or own_mean, recorded.get("std") or own_std)
     if flip is None:
         flip = recorded.get("flip", spec.flip)
-    return DataFacts(dataset, classes, img_size, mean, std, flip)
+    return ImageSpec(dataset, classes, img_size, mean, std, flip)
 
 
 def require_img_size(img_size: int | None) -> int:
@@ -137,8 +137,8 @@ def channel_values(flag: str, text: str | None, index: int) -> tuple[float, ...]
     return values
 
 
-def recorded_facts(content: Any) -> dict[str, Any]:
-    """Image size, normalisation and flips recorded in a checkpoint by `DataFacts.as_dict`, if any;
+def recorded_spec(content: Any) -> dict[str, Any]:
+    """Image size, normalisation and flips recorded in a checkpoint by `ImageSpec.as_dict`, if any;
     whatever is not of the right kind is left out."""
     if not isinstance(content, Mapping):
         return {}

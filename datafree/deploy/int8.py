@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.pixels import to_float
+from datafree.deploy.export import milliseconds, without_logs
 from datafree.errors import UserError
-from datafree.runs.export import milliseconds, without_logs
 from datafree.samples import occurrences
 
 if TYPE_CHECKING:

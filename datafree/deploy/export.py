@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
-from datafree.networks.portable import EXPORT_CONFIG, SOURCE, TOLD
+from datafree.networks.student_file import EXPORT_CONFIG, SOURCE, TOLD
+from datafree.results.read import Run
+from datafree.results.stored import NoSamples, read_samples, student_of
 from datafree.runs.files import EXPORTED, STUDENT, STUDENT_BEST
-from datafree.runs.read import Run
-from datafree.runs.stored import NoSamples, read_samples, student_of
 from datafree.torch_utils import checkpoint
 
 TOLERANCE = 1e-3  # of the largest logit, between PyTorch and an exported student

@@ -24,7 +24,7 @@ ROUNDED = (
 )
 
 
-class TeacherReuse:
+class TeacherCache:
     """A table of the teacher's logits, float32, with a row for a sample and a cell for each of its views.
 
     The teacher is asked in batches of one size. On a CPU the answer of most teachers to an image is then the

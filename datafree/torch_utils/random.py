@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class RandomStreams:
+class RandomGenerators:
     """One generator for each part of the method, all from one seed: what one part draws does not move
     the others, so that runs with a component on and off differ by that component alone and can be
     compared in pairs.

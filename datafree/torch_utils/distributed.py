@@ -56,7 +56,7 @@ class Processes:
         return processes
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes the run folder."""
         return self.rank == 0
 
@@ -70,12 +70,12 @@ class Processes:
                 "choose a multiple, 2 images or more for each"
             )
 
-    def share(self, rows: Tensor) -> Tensor:
+    def shard(self, rows: Tensor) -> Tensor:
         """Every `world_size`-th row, beginning with row `rank`: this process's part of what all have."""
         return rows[self.rank :: self.world_size]
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all, put together as `share` divides them; the same number from each."""
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """The rows of all, put together as `shard` divides them; the same number from each."""
         if self.world_size == 1:
             return rows
         rows = rows.contiguous()
@@ -84,7 +84,7 @@ class Processes:
         return torch.stack(parts, 1).flatten(0, 1)
 
     @torch.no_grad()
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace floating-point tensors by their means over the processes, in one message."""
         if self.world_size == 1 or not tensors:
             return
@@ -96,7 +96,7 @@ class Processes:
             tensor.copy_(mean.view_as(tensor))
 
     @torch.no_grad()
-    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by the first process's."""
         if self.world_size > 1:
             for tensor in tensors:
@@ -108,21 +108,21 @@ class Processes:
             dist.barrier()
             dist.destroy_process_group()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all have come this far."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process runs the block before the others do: it may have to fetch something for all."""
-        if not self.first:
-            self.wait()
+        if not self.is_main:
+            self.barrier()
         yield
-        if self.first:
-            self.wait()
+        if self.is_main:
+            self.barrier()
 
-    def first_says(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What the first process gives, in all of them; plain data or tensors on the CPU."""
         if self.world_size == 1:
             return value
@@ -130,7 +130,7 @@ class Processes:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def collect(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """What each process gives, by rank."""
         if self.world_size == 1:
             return [value]
@@ -138,7 +138,7 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def leave_out(self, network: nn.Module, unused: Sequence[str]) -> None:
+    def freeze_unused(self, network: nn.Module, unused: Sequence[str]) -> None:
         """Freeze parameters that no loss reaches, which the processes would wait for; they stay as they are
         in a process alone, too."""
         for name in unused if self.world_size > 1 else ():
@@ -154,7 +154,7 @@ class Processes:
             return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 def batch_statistics(network: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree.data.facts import DataFacts
+from datafree.data.image_spec import ImageSpec
 from datafree.errors import UserError
 from datafree.networks.build import arguments_of, build
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
@@ -40,7 +40,7 @@ def require_storable(network: nn.Module, flag: str) -> None:
 
 
 def describe(
-    network: nn.Module, name: NetworkName, arguments: str | None, source: str | None, facts: DataFacts
+    network: nn.Module, name: NetworkName, arguments: str | None, source: str | None, facts: ImageSpec
 ) -> dict[str, Any]:
     """A checkpoint that says how the network is rebuilt and used.
 

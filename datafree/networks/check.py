@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from datafree.errors import UserError
 from datafree.networks.penultimate import PenultimateFeatures
-from datafree.torch_utils.streams import random_state_kept
+from datafree.torch_utils.random import random_state_kept
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384)  # pixels, tried where a network does not tell
 NO_STATISTICS = (
@@ -27,7 +27,7 @@ NO_STATISTICS = (
 
 
 @dataclass(frozen=True)
-class NetworkFacts:
+class NetworkSummary:
     """What one look at a network shows."""
 
     num_classes: int
@@ -150,7 +150,7 @@ def require_usable(network: nn.Module, name: str) -> None:
 
 
 @torch.no_grad()
-def examine(
+def check_network(
     network: nn.Module,
     name: str,
     channels: int,
@@ -158,7 +158,7 @@ def examine(
     device: torch.device,
     feature_layer: str | None = None,
     trained: bool = False,
-) -> NetworkFacts:
+) -> NetworkSummary:
     """Run a network on two images, and see that it gives logits, that a student's weights have gradients, and
     that a teacher has features and its images have gradients. Leaves torch's random state as it was.
 
@@ -207,7 +207,7 @@ def examine(
         for layer in network.modules()
         if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
     ]
-    return NetworkFacts(
+    return NetworkSummary(
         logits.shape[1],
         len(statistics),
         sum(p.numel() for p in network.parameters()),

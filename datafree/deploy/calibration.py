@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from datafree.data.augment import Augment
 from datafree.networks.bn_statistics import BNStatistics
 from datafree.settings import Settings
-from datafree.synthesis.base import Context
+from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.create import create_synthesizer
 from datafree.torch_utils.precision import autocast
-from datafree.torch_utils.streams import RandomStreams, random_state_kept
+from datafree.torch_utils.random import RandomGenerators, random_state_kept
 
 # Of the BatchNorm term beside the class term, on noise, where no weight is given: what both weigh depends on
 # the network, whose statistics may be of any size.
@@ -62,13 +62,13 @@ def make_images(
     Returns:
         Images, uint8 (count, C, H, W) on the CPU, and the share of them that got the class asked for.
     """
-    streams = RandomStreams(settings.seed, device)
+    streams = RandomGenerators(settings.seed, device)
     shape = (augment.normalize.channels, img_size, img_size)
     amp = settings.amp if settings.amp != "fp16" else "off"
     if weigh_bn:
         noise = torch.rand(NOISE, *shape, generator=streams.labels, device=device)
         settings = replace(settings, bn=_bn_weight(teacher, augment.normalize(noise)))
-    context = Context(
+    context = SynthesisInputs(
         teacher,
         NoStudent(num_classes).to(device),
         augment,

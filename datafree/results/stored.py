@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.augment import Normalize
-from datafree.data.facts import recorded_facts
 from datafree.data.image_folders import load_folder
+from datafree.data.image_spec import recorded_spec
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
-from datafree.networks.examine import settle_layout
+from datafree.networks.check import settle_layout
 from datafree.networks.names import NetworkName
 from datafree.networks.penultimate import PenultimateFeatures
-from datafree.networks.portable import rebuild
+from datafree.networks.student_file import rebuild
+from datafree.results.read import Run
 from datafree.runs.contact_sheet import folder_names
 from datafree.runs.files import CHECKPOINT, REPOSITORY, SAMPLES, STUDENT, STUDENT_BEST
-from datafree.runs.read import Run
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.state import list_of
@@ -31,9 +31,9 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class RunSamples:
+class StoredSamples:
     """Samples ever stored, oldest first. Features, margins and confidences are the teacher's, or None for
-    samples that were read from exported images (confidences also for those of an earlier version)."""
+    samples that were read from exported images."""
 
     labels: Tensor  # (N,) int64
     kept: Tensor  # (N,) bool: whether the sample was in the repository at the end
@@ -47,7 +47,7 @@ class NoSamples(UserError):
     """A run has left no samples to be read."""
 
 
-def read_samples(run: Run) -> RunSamples:
+def read_samples(run: Run) -> StoredSamples:
     """From the checkpoint and the samples beside it, else from the exported repository.
 
     Raises:
@@ -64,21 +64,18 @@ def read_samples(run: Run) -> RunSamples:
     raise NoSamples(f"{path} has no samples: neither {CHECKPOINT} with {SAMPLES} nor repository/ is in it")
 
 
-def _from_checkpoint(run: Run, content: Any) -> RunSamples:
+def _from_checkpoint(run: Run, content: Any) -> StoredSamples:
     try:
         state = content["distiller"]["repository"]
         stored, serials = int(state["stored"]), state["serials"].cpu()
         size, channels = int(run.told("img_size")), len(run.told("mean"))
         shape, dim = (channels, size, size), int(state["feature_dim"])
-        log = SampleLog(run.path / SAMPLES, shape, dim, writable=False, format=int(state.get("format", 1)))
+        log = SampleLog(run.path / SAMPLES, shape, dim, writable=False)
         log.truncate(stored)  # sees that they are all there
         records = np.memmap(log.path, log.record, "r", shape=(stored,))
-        labels, features, margins = (
-            torch.from_numpy(records[name].copy()) for name in ("label", "features", "margin")
+        labels, features, margins, confidences = (
+            torch.from_numpy(records[name].copy()) for name in ("label", "features", "margin", "confidence")
         )
-        confidences = None
-        if "confidence" in (log.record.names or ()):
-            confidences = torch.from_numpy(records["confidence"].copy())
         known = bool(((labels >= 0) & (labels < len(run.told("classes")))).all())
         if not known or not features.isfinite().all() or not margins.isfinite().all():
             raise ValueError(f"{SAMPLES} is not as it was written")
@@ -86,10 +83,10 @@ def _from_checkpoint(run: Run, content: Any) -> RunSamples:
         kept[serials] = True
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, OverflowError) as error:
         raise UserError(f"{run.path}/checkpoint.pth holds no samples that can be read ({error!r})") from error
-    return RunSamples(labels, kept, features, margins, confidences, log.images)
+    return StoredSamples(labels, kept, features, margins, confidences, log.images)
 
 
-def _from_folder(run: Run) -> RunSamples:
+def _from_folder(run: Run) -> StoredSamples:
     classes = run.told("classes")
     labels, sets = [], []
     for label, name in enumerate(folder_names(classes)):
@@ -110,7 +107,7 @@ def _from_folder(run: Run) -> RunSamples:
             ]
         )
 
-    return RunSamples(
+    return StoredSamples(
         torch.tensor(labels), torch.ones(len(labels), dtype=torch.bool), None, None, None, images
     )
 
@@ -126,7 +123,7 @@ def as_student_tells(run: Run, best: bool = False) -> Run:
         UserError: the checkpoint cannot be read, or does not tell.
     """
     file, content = _student_checkpoint(run, best)
-    told = {key: list_of(value) for key, value in recorded_facts(content).items()}
+    told = {key: list_of(value) for key, value in recorded_spec(content).items()}
     try:
         classes = content["classes"]
         if not classes or not all(isinstance(name, str) for name in classes):
@@ -180,7 +177,7 @@ def _student_checkpoint(run: Run, best: bool) -> tuple[Path, Any]:
 def network_features(
     network: nn.Module,
     run: Run,
-    samples: RunSamples,
+    samples: StoredSamples,
     rows: Tensor,
     device: torch.device,
     on_batch: Callable[[int], Any] = lambda count: None,

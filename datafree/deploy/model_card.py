@@ -9,13 +9,13 @@ from string import Template
 import torch
 from torch import nn
 
+from datafree.deploy.export import Comparison, Shipped, milliseconds
 from datafree.errors import UserError
 from datafree.methods import METHODS, synthesis_settings
 from datafree.networks.build import build
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
+from datafree.results.read import Run
 from datafree.runs.environment import environment
-from datafree.runs.export import Comparison, Shipped, milliseconds
-from datafree.runs.read import Run
 from datafree.torch_utils.budget import budget
 
 BATCH = 32  # images, whose forward pass is timed
@@ -52,7 +52,7 @@ def model_card(
     except Exception as error:  # it may be anyone's, and the student is ready
         unmeasured = f"The teacher was not measured: {error}."
     of_method = config["method"] in METHODS
-    template = Template((files("datafree.results") / "model_card.md").read_text(encoding="utf-8"))
+    template = Template((files("datafree.deploy") / "model_card.md").read_text(encoding="utf-8"))
     card = template.substitute(
         title=f"{_named('student', run)}, distilled from {_named('teacher', run)}"
         + (" without data" if of_method else ""),

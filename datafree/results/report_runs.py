@@ -9,12 +9,12 @@ from functools import cached_property
 import numpy as np
 
 from datafree.results import style
-from datafree.runs.read import Run
-from datafree.runs.stored import NoSamples, RunSamples, read_samples
+from datafree.results.read import Run
+from datafree.results.stored import NoSamples, StoredSamples, read_samples
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportRun:
     """A run, its name on the page and its colour."""
 
     run: Run
@@ -41,7 +41,7 @@ class Shown:
         return [name.replace("$", r"\$") for name in shown]
 
     @cached_property
-    def samples(self) -> RunSamples | None:
+    def samples(self) -> StoredSamples | None:
         """None of a run that left none."""
         try:
             return read_samples(self.run)
@@ -49,10 +49,10 @@ class Shown:
             return None
 
 
-def shown_runs(runs: Sequence[Run]) -> list[Shown]:
+def report_runs(runs: Sequence[Run]) -> list[ReportRun]:
     """Runs with different names and, up to ten runs, different colours."""
     return [
-        Shown(run, name, style.COLORS[place % len(style.COLORS)])
+        ReportRun(run, name, style.COLORS[place % len(style.COLORS)])
         for place, (run, name) in enumerate(zip(runs, unique_names(runs), strict=True))
     ]
 
