@@ -19,10 +19,10 @@ from datafree.assemble import make_distiller
 from datafree.data.augment import Augment, Normalize
 from datafree.data.image_spec import LEAST_STD, MAX_SIZE
 from datafree.errors import UserError, did_you_mean
-from datafree.evaluation import Evaluation
-from datafree.extras.teacher_cache import ROUNDED
+from datafree.evaluation import Evaluation, HeldOut
 from datafree.methods import METHODS
 from datafree.networks.check import NO_STATISTICS, check_network, require_usable
+from datafree.runs.measure import MeasuredDistiller
 from datafree.settings import FIELDS, LIBRARY, check, resolve
 from datafree.synthesis.base import frozen
 from datafree.torch_utils.precision import found_precision
@@ -131,14 +131,15 @@ def distill(
             num_classes=taught.num_classes,
             augment=augment,
             device=device,
-            evaluate=score if evaluate else None,
-            hold_out=evaluate is None,
+            warn=lambda text: warnings.warn(text, stacklevel=4),
         )
-        if distiller.reuse and not distiller.reuse.exact:
-            warnings.warn(ROUNDED, stacklevel=2)
+        held_out = None
+        if evaluate is None:
+            held_out = HeldOut((len(mean), img_size, img_size), teacher, augment.normalize, device)
+        run = MeasuredDistiller(distiller, settings, score if evaluate else None, held_out)
         metrics = []
         for epoch in range(settings.epochs):
-            metrics.append(distiller.run_epoch(epoch))
+            metrics.append(run.run_epoch(epoch))
             if on_epoch:
                 with random_state_kept(device):
                     on_epoch(metrics[-1])

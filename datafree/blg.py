@@ -22,23 +22,36 @@ def label_probabilities(counts: Tensor) -> Tensor:
     return shortage / shortage.sum()
 
 
-class BiasedLabelGenerator:
-    """Draws the labels of the next synthesis. Uniform until `update` is first called."""
+class UniformLabels:
+    """Draws the labels of the next synthesis, all with the same probability.
 
-    def __init__(self, num_classes: int):
+    Args:
+        num_classes: C.
+        generator: source of the draws; labels are on its device.
+    """
+
+    def __init__(self, num_classes: int, generator: torch.Generator):
         self.counts = torch.zeros(num_classes, dtype=torch.long)
+        self.generator = generator
 
     def update(self, counts: Tensor) -> None:
-        """Take note of the samples per class, (C,), as IHO has left them."""
-        self.counts = counts.cpu()
+        """The samples per class, (C,), do not matter here."""
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """`batch_size` labels in 0 .. C-1, int64 (batch_size,), on the generator's device."""
-        probabilities = label_probabilities(self.counts).to(generator.device)
-        return torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
+    def draw(self, batch_size: int) -> Tensor:
+        """`batch_size` labels in 0 .. C-1, int64 (batch_size,)."""
+        probabilities = label_probabilities(self.counts).to(self.generator.device)
+        return torch.multinomial(probabilities, batch_size, replacement=True, generator=self.generator)
 
     def state_dict(self) -> dict:
         return {"counts": self.counts}
 
     def load_state_dict(self, state: dict) -> None:
         self.counts = state["counts"].cpu()
+
+
+class BiasedLabelGenerator(UniformLabels):
+    """Prefers the classes that have few samples. Uniform until `update` is first called."""
+
+    def update(self, counts: Tensor) -> None:
+        """Remember the samples per class, (C,), that IHO has left."""
+        self.counts = counts.cpu()

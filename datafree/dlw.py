@@ -8,11 +8,11 @@ MODES = ("dynamic", "con_min", "con_max", "line", "curve")
 class DynamicLossWeight:
     """The weight alpha of the pseudo-supervised loss (`oh`), epoch by epoch (BSR, section on DLW).
 
-    `dynamic` starts at `oh_min`. `observe` is told the adversarial and the BatchNorm loss after each
+    `dynamic` starts at `oh_min`. Call `observe` with the adversarial and the BatchNorm loss after each
     synthesis: unweighted, of the step with the lowest total. When both are strictly below the other values in
     a window of the last `oh_memory_size`, `update` adds `oh_step` in the next epoch: once the generator has
-    mastered what it is asked for, classes may be told apart more sharply. The other modes are the paper's
-    ablations. (In the warm-up the adversarial loss is 0, and such zeros count like any other value.)
+    mastered its task, classes may be separated more sharply. The other modes are the paper's ablations.
+    (In the warm-up the adversarial loss is 0, and such zeros count like any other value.)
 
     Args:
         oh_min: alpha in the warm-up, and where it starts after it.
@@ -50,7 +50,7 @@ class DynamicLossWeight:
         self.bn_losses: list[float] = []
 
     def observe(self, adversarial_loss: float, bn_loss: float) -> None:
-        """Remember the loss terms of the synthesis just done; called in `Distiller.run_epoch`."""
+        """Remember the loss terms of the latest synthesis."""
         self.adversarial_losses = [*self.adversarial_losses, adversarial_loss][-self.oh_memory_size :]
         self.bn_losses = [*self.bn_losses, bn_loss][-self.oh_memory_size :]
 
@@ -84,6 +84,26 @@ class DynamicLossWeight:
         self.alpha = state["alpha"]
         self.adversarial_losses = list(state["adversarial_losses"])
         self.bn_losses = list(state["bn_losses"])
+
+
+class FixedWeight:
+    """Takes the place of DLW where it is off: alpha is always `weight`."""
+
+    def __init__(self, weight: float):
+        self.alpha = weight
+
+    def observe(self, adversarial_loss: float, bn_loss: float) -> None:
+        """Nothing depends on the losses."""
+
+    def update(self, epoch: int) -> float:
+        """Alpha."""
+        return self.alpha
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 def _new_minimum(window: list[float]) -> bool:

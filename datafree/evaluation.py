@@ -1,13 +1,12 @@
-"""How well a student does: its accuracy on labelled images, or its agreement with the teacher on synthetic
-samples that it was not trained on, which is not accuracy."""
+"""How good a student is: its accuracy on labelled images, or its agreement with the teacher on synthetic
+samples held out from training. Agreement is not accuracy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from types import NoneType
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch.nn import functional as F
 from datafree.data.image_set import ImageSet
 from datafree.data.pixels import to_float
 from datafree.samples import Samples
-from datafree.torch_utils.state import require_like
 
 # Images scored at a time: on a CPU more are slower (500 take twice as long), since they leave its cache. A
 # GPU takes more of small ones.
@@ -39,23 +37,16 @@ class Evaluation:
     recall: tuple[float | None, ...] = ()  # percent of the images of each class; None where there are none
     agreement: float | None = None  # percent of the images to which another network gives the same class
 
-    @classmethod
-    def of(cls, saved: dict[str, Any]) -> Evaluation:
-        """From what `dataclasses.asdict` gave.
-
-        Raises:
-            TypeError, ValueError: it makes no sense.
-        """
-        evaluation = cls(**saved)
-        recall, agreement = evaluation.recall, evaluation.agreement
-        numbers = [*recall, agreement]
-        if not isinstance(recall, (list, tuple)) or not all(
-            isinstance(x, (float, NoneType)) for x in numbers
-        ):
-            raise ValueError("the evaluation has figures that are no numbers")
-        plain = replace(evaluation, recall=(), agreement=None)
-        require_like(asdict(plain), asdict(cls(0.0, 0.0, 0.0, 0, 0)), "evaluation")
-        return replace(evaluation, recall=tuple(recall))
+    def row(self) -> dict[str, Any]:
+        """The figures by their names in `metrics.jsonl`."""
+        figures: dict[str, Any] = {
+            "test_top1": self.top1,
+            "test_top5": self.top5 if math.isfinite(self.top5) else None,
+            "test_loss": self.loss if math.isfinite(self.loss) else None,
+        }
+        if self.recall:
+            figures["test_recall"] = list(self.recall)
+        return figures if self.agreement is None else {**figures, "test_agreement": self.agreement}
 
     def __str__(self) -> str:
         return f"{self.top1:.2f} % ({self.correct:,} of {self.count:,} right)"
@@ -85,7 +76,7 @@ def _evaluate(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> tuple[Evaluation, Tensor]:
-    """The same, with the class that the network gives each image, int64 (N,)."""
+    """Like `evaluate`; also returns the predicted classes, int64 (N,)."""
     training = network.training
     network.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=device)
@@ -126,7 +117,7 @@ class Evaluator:
         images: to score on.
         normalize: maps images in [0, 1] to what the networks see.
         device: where the networks are.
-        teacher: in eval mode; asked once, when it is first needed. None where there is none.
+        teacher: in eval mode; evaluated once, when it is first needed. None where there is none.
     """
 
     def __init__(
@@ -139,19 +130,19 @@ class Evaluator:
         self.images, self.normalize, self.device, self.teacher = images, normalize, device, teacher
 
     def __call__(self, network: nn.Module) -> Evaluation:
-        """The teacher itself is scored once."""
+        """Accuracy of a network, and its agreement with the teacher."""
         if network is self.teacher:
-            return self._taught[0]
+            return self._teacher[0]
         evaluation, classes = self._evaluate(network)
         if self.teacher is None:
             return evaluation
-        same = (classes == self._taught[1]).double().mean().item()
+        same = (classes == self._teacher[1]).double().mean().item()
         return replace(evaluation, agreement=100 * same)
 
     @cached_property
-    def _taught(self) -> tuple[Evaluation, Tensor]:
+    def _teacher(self) -> tuple[Evaluation, Tensor]:
         assert self.teacher is not None
-        with torch.autocast(self.device.type, enabled=False):  # in whatever precision the student is scored
+        with torch.autocast(self.device.type, enabled=False):  # also where the student is scored in half
             return self._evaluate(self.teacher)
 
     def _evaluate(self, network: nn.Module) -> tuple[Evaluation, Tensor]:
@@ -162,12 +153,11 @@ class Evaluator:
 
 
 class HeldOut:
-    """Samples kept from training, uint8 (N, C, H, W), by which a student is judged where there are no real
-    images.
+    """Samples held out from training, uint8 (N, C, H, W), to evaluate a student without real images.
 
     Args:
         image_shape: (C, H, W).
-        teacher: in eval mode; its class is the right one.
+        teacher: in eval mode; its class counts as the right one.
         normalize: maps images in [0, 1] to what the networks see.
         device: where the networks are.
     """
@@ -199,7 +189,7 @@ class HeldOut:
     def _labelled(self) -> Iterable[tuple[Tensor, Tensor]]:
         for images in self.images.split(BATCH):
             inputs = self.normalize(to_float(images.to(self.device)))
-            with torch.autocast(self.device.type, enabled=False):  # as `Evaluator` asks it
+            with torch.autocast(self.device.type, enabled=False):  # as `Evaluator` does
                 logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
             yield images, logits.argmax(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,16 @@ from torch import Tensor
 from datafree.neighbours import NeighbourLists, SlotTable
 
 NEIGHBOURS = 10
+LAST_UNPRUNED = 5  # last epochs without pruning
+
+
+class Repository(Protocol):
+    """What is pruned: see `repository.SampleRepository`."""
+
+    @property
+    def labels(self) -> Tensor: ...
+    def table(self) -> SlotTable: ...
+    def remove(self, indices: Tensor) -> None: ...
 
 
 def outlier_factors(distances: Tensor, neighbours: Tensor) -> Tensor:
@@ -42,22 +53,28 @@ class OutlierScores:
     outside_share: float  # of the samples scored; NaN when none was
 
 
-class HomogeneityOperator:
-    """Finds the samples to prune: those strictly outside Tukey's whiskers `[q1 - 1.5 IQR, q3 + 1.5 IQR]`
-    of the outlier factors of their class, outliers and crowded ones alike, oldest first (BSR, section on
-    IHO; linear percentiles as NumPy's).
+class NoPruning:
+    """Measures how the samples of a class are spread, and removes none.
 
     Args:
         num_classes: C.
-        batch_size: B, the samples that a synthesis adds.
-        k: neighbours of the local outlier factor. Classes of at most k samples are left alone.
+        k: neighbours of the local outlier factor. Classes of at most k samples are not scored.
     """
 
-    def __init__(self, num_classes: int, batch_size: int, k: int = NEIGHBOURS):
-        self.num_classes = num_classes
-        self.k = k
-        self.limit = math.ceil(batch_size / num_classes) + 1
-        self.lists = NeighbourLists(k)
+    def __init__(self, num_classes: int, k: int = NEIGHBOURS):
+        self.num_classes, self.k = num_classes, k
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all neighbours; the repository has other samples from here on."""
+        self.lists = NeighbourLists(self.k)
+
+    def prune(self, repository: Repository, epoch: int) -> None:
+        """Leave all samples where they are."""
+
+    def scores(self, repository: Repository) -> OutlierScores:
+        """Those of the latest pruning, before its samples were removed; else of the samples there are."""
+        return self.measure(repository.table())
 
     def measure(self, table: SlotTable) -> OutlierScores:
         """Score every class with more than k samples. What a call finds out about neighbours is kept, so
@@ -81,6 +98,36 @@ class HomogeneityOperator:
         outside = ((factors < low) | (factors > high)).nonzero().squeeze(1)
         relative_iqr = (iqr / median)[counts > self.k].mean().item()
         return OutlierScores(factors, outside, relative_iqr, len(outside) / len(scored))
+
+
+class HomogeneityOperator(NoPruning):
+    """Removes the samples strictly outside Tukey's whiskers `[q1 - 1.5 IQR, q3 + 1.5 IQR]` of the outlier
+    factors of their class, outliers and crowded ones alike, oldest first (BSR, section on IHO; linear
+    percentiles as NumPy's).
+
+    Args:
+        num_classes: C.
+        batch_size: B, the samples that a synthesis adds.
+        epochs: of the run; no pruning in the last 5.
+        k: see `NoPruning`.
+    """
+
+    def __init__(self, num_classes: int, batch_size: int, epochs: int, k: int = NEIGHBOURS):
+        super().__init__(num_classes, k)
+        self.limit = math.ceil(batch_size / num_classes) + 1
+        self.end = epochs - LAST_UNPRUNED
+        self._scores: OutlierScores | None = None
+
+    def prune(self, repository: Repository, epoch: int) -> None:
+        """Score all samples, and remove those that `select` selects."""
+        if epoch < self.end:
+            self._scores = self.measure(repository.table())
+            repository.remove(self.select(self._scores, repository.labels))
+
+    def scores(self, repository: Repository) -> OutlierScores:
+        """See `NoPruning.scores`."""
+        scores, self._scores = self._scores, None
+        return scores or super().scores(repository)
 
     def select(self, spread: OutlierScores, labels: Tensor) -> Tensor:
         """Indices of the samples to remove, ascending: at most `ceil(B / C) + 1` of each class, the

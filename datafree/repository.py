@@ -1,4 +1,4 @@
-"""The sample repository: the synthesised images, resident on the training device."""
+"""The sample repository: the synthesised images, on the training device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from datafree.neighbours import SlotTable
 from datafree.samples import Samples
+from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 
 
 class Log(Protocol):
@@ -29,18 +30,19 @@ class Log(Protocol):
 class SampleRepository:
     """Images with their labels, penultimate features, margins and confidences, in the order they were stored.
 
-    Rows lie in fixed slots that grow by doubling: adding and removing never moves an image. Images beyond
-    `resident_bytes` lie in the log alone. Of several processes each keeps the images of every
-    `world_size`-th sample and draws its batches from these, while labels and features of all are everywhere.
+    Rows are kept in fixed slots that grow by doubling: adding and removing never moves an image. Images
+    beyond `resident_bytes` are in the log alone. With several processes, each keeps the images of every
+    `world_size`-th sample and draws its batches from these; labels and features of all are in every process.
 
     Args:
         image_shape: (C, H, W).
         feature_dim: length of a feature vector.
         num_classes: labels are 0 .. num_classes - 1.
-        device: where everything lies.
+        device: of all tensors.
+        max_samples: the oldest go when there are more; None for no limit.
         log: where samples are written as well.
         resident_bytes: of images kept on the device; None for all. Needs a log.
-        rank, world_size: which process this is, and of how many.
+        processes: among which the images are divided.
     """
 
     def __init__(
@@ -49,14 +51,15 @@ class SampleRepository:
         feature_dim: int,
         num_classes: int,
         device: torch.device | str = "cpu",
+        max_samples: int | None = None,
         log: Log | None = None,
         resident_bytes: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        processes: Processes = SINGLE_PROCESS,
     ):
-        self.num_classes = num_classes
+        self.num_classes, self.max_samples = num_classes, max_samples
         self.device = torch.device(device)
-        self.log, self.rank, self.world_size = log, rank, world_size
+        self.log, self.processes = log, processes
+        self.loads = 0  # of a state, after which serials are of other samples
         image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
         self._room = None if resident_bytes is None else resident_bytes // image_bytes  # in images
         self.image_shape, self._feature_dim = image_shape, feature_dim
@@ -66,7 +69,7 @@ class SampleRepository:
         def none(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.empty((0, *shape), dtype=dtype, device=self.device)
 
-        self.stored = 0  # samples, ever
+        self.stored = self.removed = 0  # samples, ever
         self._rows = {
             "labels": none(),
             "features": none(self._feature_dim, dtype=torch.float32),
@@ -139,6 +142,9 @@ class SampleRepository:
         serials = torch.arange(self.stored, self.stored + len(samples), device=self.device)
         self._put(samples, serials)
         self.stored += len(samples)
+        if self.max_samples is not None and len(self) > self.max_samples:
+            self.remove(torch.arange(len(self) - self.max_samples, device=self.device))
+        self.processes.barrier()  # until the main process has logged the samples
 
     def _put(self, samples: Samples, serials: Tensor) -> None:
         labels = samples.labels
@@ -191,10 +197,11 @@ class SampleRepository:
         self._free = torch.cat([slots, self._free])
         self._free_places = torch.cat([places[places >= 0], self._free_places])
         self._order = self._order[keep]
+        self.removed += len(slots)
 
     def _are_own(self, serials: Tensor) -> Tensor:
         """Which samples have their images in this process."""
-        return serials % self.world_size == self.rank
+        return serials % self.processes.world_size == self.processes.rank
 
     def own(self) -> Tensor:
         """Places in the stored order, int64, of the samples from which this process draws its batches: those
@@ -271,7 +278,17 @@ class SampleRepository:
                 start += len(part)
         else:
             self._put(Samples(*(state[one.name] for one in fields(Samples))), serials)
-        self.stored = state["stored"]
+        self.stored, self.loads = state["stored"], self.loads + 1
+
+
+class FreshSamples(SampleRepository):
+    """For methods whose student learns from fresh samples: keeps the newest batch alone, to be measured."""
+
+    def add(self, samples: Samples) -> None:
+        removed = self.removed
+        self.remove(torch.arange(len(self), device=self.device))
+        super().add(samples)
+        self.removed = removed  # nothing that the student would have learned from
 
 
 def _grown(rows: Tensor, capacity: int) -> Tensor:

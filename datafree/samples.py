@@ -1,8 +1,9 @@
-"""A batch of samples: the one thing that travels from a synthesis to the repository."""
+"""Samples, which go from a synthesis to the repository, and batches, which go from there to the student."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """n synthesised images with what the teacher says of them, all detached."""
+    """n synthesised images with the teacher's outputs for them, all detached."""
 
     images: Tensor  # (n, C, H, W) uint8
     labels: Tensor  # (n,) int64: the teacher's argmax on a freshly augmented view
-    features: Tensor  # (n, D): the teacher's penultimate features when the images were made
+    features: Tensor  # (n, D): the teacher's penultimate features when the images were generated
     margins: Tensor  # (n,) in [0, 1]: the teacher's top probability minus its second on the fresh view
     confidences: Tensor  # (n,) in [0, 1]: the teacher's top probability on the fresh view
 
     @classmethod
     def seen(cls, images: Tensor, features: Tensor, logits: Tensor) -> Samples:
-        """Images (n, C, H, W) uint8 with features (n, D), of which the teacher says logits (n, classes)."""
+        """Images (n, C, H, W) uint8 with the teacher's features (n, D) and logits (n, classes)."""
         top = logits.softmax(1).topk(2)
         first, second = top.values.unbind(1)
         return cls(images, top.indices[:, 0], features, first - second, first)
@@ -29,8 +30,15 @@ class Samples:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> Samples:
-        """Those of some rows: indices (k,) or a mask (n,)."""
+        """The samples at indices (k,) or in a mask (n,)."""
         return Samples(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+
+class Batch(NamedTuple):
+    """A batch of the student."""
+
+    images: Tensor  # (N, C, H, W) as the networks see them: augmented and normalised
+    teacher_logits: Tensor | None = None  # (N, classes), where they are known already
 
 
 def occurrences(labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datafree.iho import HomogeneityOperator
+from datafree.iho import NoPruning
 from datafree.neighbours import SlotTable
 from datafree.results import style
 from datafree.results.report_runs import ReportRun
@@ -143,7 +143,7 @@ def outlier_factors(features: torch.Tensor, labels: torch.Tensor, classes: int) 
     """
     numbers = torch.arange(len(labels))
     table = SlotTable(features, labels, numbers, numbers)
-    return HomogeneityOperator(classes, 1).measure(table).factors.numpy()
+    return NoPruning(classes).measure(table).factors.numpy()
 
 
 def quartiles_by_class(factors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder
 from datafree.data.pixels import noise_like, to_float
 from datafree.distiller import Distiller
-from datafree.extras.teacher_cache import ROUNDED
+from datafree.evaluation import HeldOut
 from datafree.methods import METHODS
 from datafree.networks.bn_statistics import check_bn_statistics
 from datafree.networks.student_file import describe
@@ -24,10 +24,12 @@ from datafree.runs.files import CONFIG, REPOSITORY, SAMPLES, SUMMARY
 from datafree.runs.folder import RunFolder
 from datafree.runs.lock import RunLock
 from datafree.runs.loop import EpochWriter, run_epochs
+from datafree.runs.measure import MeasuredDistiller
 from datafree.runs.progress import BALANCE, FIGURES, DistillationBar, Progress, balance_text
 from datafree.runs.resume import Resume
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.session import Session
+from datafree.samples import Samples
 from datafree.settings import as_dict, identity
 from datafree.torch_utils.state import fingerprint
 
@@ -65,14 +67,16 @@ class Distillation:
             session.run = self._open_run(progress)
         processes.barrier()  # until there is a folder to log samples in
         for images in first_samples:
-            distiller.store(images)
+            store_images(distiller.distiller, images)
         judged = "test" if session.has_images else "agreement"
         with DistillationBar(s, progress.epoch, session.say, judged, quiet=not processes.is_main) as bar:
             writer = None
             if session.run:
                 facts = {"identity": self.identity, "facts": self.facts.as_dict()}
                 sheet = partial(
-                    session.run.save_samples, repository=distiller.repository, classes=self.facts.classes
+                    session.run.save_samples,
+                    repository=distiller.distiller.repository,
+                    classes=self.facts.classes,
                 )
                 writer = EpochWriter(
                     session.run, bar, progress, s.epochs, facts, s.save_every, sheet, self._described
@@ -80,14 +84,16 @@ class Distillation:
             run_epochs(
                 distiller, progress.epoch, s.epochs, writer, s.resume, self._statistics_check(distiller)
             )
-        distiller.kd.leave()
+        distiller.distiller.student.leave()
         if session.run:
             self._finish(session.run, progress)
             if s.export_repository:
-                folder = export_repository(distiller.repository, self.facts.classes, self.folder / REPOSITORY)
+                folder = export_repository(
+                    distiller.distiller.repository, self.facts.classes, self.folder / REPOSITORY
+                )
                 session.say(f"repository: {folder}")
 
-    def build_distiller(self) -> Distiller:
+    def build_distiller(self) -> MeasuredDistiller:
         s, facts = self.settings, self.facts
         self.processes.require_divisible("--batch_size", s.batch_size)
         self.processes.require_divisible("--synthesis_batch_size", s.synthesis_batch_size)
@@ -103,16 +109,17 @@ class Distillation:
             num_classes=facts.num_classes,
             augment=facts.augment,
             device=self.session.device,
-            evaluate=self.session.score if self.session.has_images else None,
-            hold_out=s.dataset == "none",
             processes=self.processes,
             log=SampleLog(self.folder / SAMPLES, shape, features.dim, self.processes.is_main),
+            warn=self.session.warn,
         )
-        if distiller.reuse and not distiller.reuse.exact:
-            self.session.warn(ROUNDED)
-        return distiller
+        held_out = None
+        if s.dataset == "none":
+            held_out = HeldOut(shape, self.session.teacher.network, facts.normalize, self.session.device)
+        evaluate = self.session.score if self.session.has_images else None
+        return MeasuredDistiller(distiller, s, evaluate, held_out)
 
-    def _statistics_check(self, distiller: Distiller) -> Callable[[int], None]:
+    def _statistics_check(self, distiller: MeasuredDistiller) -> Callable[[int], None]:
         """Warns of a teacher whose BatchNorm statistics cannot be those of its weights: at once where they
         were never touched; else what is returned does, after the first epoch, when there are images."""
         s, session = self.settings, self.session
@@ -125,11 +132,12 @@ class Distillation:
         def check(epoch: int) -> None:
             if epoch or known or not by_statistics or s.g_steps < LEAST_STEPS:
                 return
-            rows = torch.arange(min(FEW, len(distiller.repository)))
+            repository = distiller.distiller.repository
+            rows = torch.arange(min(FEW, len(repository)))
             noise = noise_like(FEW, (self.facts.channels, self.facts.img_size, self.facts.img_size))
             seen = (
                 self.facts.normalize(to_float(images.to(session.device)))
-                for images in (noise, distiller.repository.images(rows))
+                for images in (noise, repository.images(rows))
             )
             found = check_bn_statistics(network, *seen)
             if found:
@@ -145,6 +153,10 @@ class Distillation:
         images = load_folder(Path(s.cmi_init), self.facts.img_size, s.workers)
         return (batch for batch, _ in images.for_channels(self.facts.channels).batches(s.batch_size))
 
+    @property
+    def judged(self) -> str:
+        return "test_top1" if self.session.has_images else "holdout_agreement"
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What must be the same for one run to continue another: settings, the data as found, the teacher's
@@ -158,10 +170,10 @@ class Distillation:
             "device_type": self.session.device.type,
         }
 
-    def start_or_resume(self, distiller: Distiller) -> Progress:
+    def start_or_resume(self, distiller: MeasuredDistiller) -> Progress:
         s = self.settings
         if s.resume is None:
-            distiller.skip_to(s.start_epoch)
+            distiller.distiller.skip_to(s.start_epoch)
             if self.session.has_images:  # also shows that they can be read
                 distiller.evaluation = self.session.score(self.session.student)
                 if s.student_ckpt:
@@ -211,14 +223,19 @@ class Distillation:
         s, session, row = self.settings, self.session, progress.row
         teacher = session.score(session.teacher.network) if session.has_images else None
         run.save_student(self._described())
+        agreements = ("holdout_agreement", "test_agreement")
         run.write_json(
             SUMMARY,
             {
                 "teacher_top1": teacher.top1 if teacher else None,
-                "last_top1": row["test_top1"],
+                "last_top1": row[self.judged],
                 "best_top1_chosen_on_test_data": progress.best_top1,
                 "best_epoch": progress.best_epoch,
-                **{f"last_{name}": row[name] for name in ("agreement", "test_agreement") if name in row},
+                **{
+                    f"last_{name}": row[name]
+                    for name in ("holdout_agreement", "test_agreement")
+                    if name in row
+                },
                 "epochs": s.epochs,
                 "seconds": progress.seconds,
                 **{name: row[name] for name in ("repository", "alpha", *BALANCE)},
@@ -231,10 +248,20 @@ class Distillation:
             run.log(f"student, last epoch                  {row['test_top1']:.2f} %", "green")
             best = f"{progress.best_top1:.2f} % (epoch {progress.best_epoch + 1})"
             run.log(f"student, best (chosen on test data)  {best}")
-            if "agreement" in row:
-                run.log(f"agreement, last epoch                {row['agreement']:.2f} % ({note})")
+            if "holdout_agreement" in row:
+                run.log(f"agreement, last epoch                {row['holdout_agreement']:.2f} % ({note})")
         else:
             run.log(f"There are no real images: what follows is {note}.", "yellow")
-            run.log(f"agreement, last epoch                {row['test_top1']:.2f} %", "green")
+            run.log(f"agreement, last epoch                {row['holdout_agreement']:.2f} %", "green")
         run.log(f"balance                              {balance_text(row)}")
         run.log(f"samples by class                     {run.sheet(progress.epoch)}")
+
+
+@torch.no_grad()
+def store_images(distiller: Distiller, images: torch.Tensor) -> None:
+    """Put uint8 images (N, C, H, W) from elsewhere into the repository, with the teacher's labels."""
+    synthesizer = distiller.synthesizer
+    inputs = synthesizer.augment.normalize(to_float(images.to(distiller.repository.device)))
+    with synthesizer.features.capture():
+        logits = synthesizer.teacher(inputs)
+    distiller.repository.add(Samples.seen(images, synthesizer.features.value, logits))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datafree.settings import Settings
 from datafree.torch_utils.state import require_like
 
-FIGURES = ("epoch", "test_top1")  # of every line of metrics
+FIGURES = ("epoch",)  # of every line of metrics
 BALANCE = ("count_variation", "count_entropy", "lof_relative_iqr", "lof_outside_share", "margin")
 
 
@@ -48,10 +48,11 @@ class Progress:
     def add(self, row: dict[str, Any], seconds: float) -> bool:
         """Take note of a finished epoch; returns whether it is the best so far."""
         trained = row.get("loss_kd", 0.0) is not None
-        better = row["test_top1"] > self.best_top1 or not self.best_is_trained
+        top1 = row.get("test_top1", row.get("holdout_agreement"))
+        better = top1 > self.best_top1 or not self.best_is_trained
         best = better and row.get("evaluated", True) if trained else self.best_epoch < 0
         if best:
-            self.best_epoch, self.best_top1, self.best_is_trained = row["epoch"], row["test_top1"], trained
+            self.best_epoch, self.best_top1, self.best_is_trained = row["epoch"], top1, trained
         self.epoch, self.seconds, self.row = row["epoch"] + 1, seconds, row
         return best
 
@@ -134,9 +135,9 @@ class DistillationBar(ProgressBar):
             f"epoch {row['epoch'] + 1:{len(str(epochs))}}/{epochs}  alpha {row['alpha']:.2f}  "
             f"oh {row['loss_oh']:.3f}  bn {row['loss_bn']:.3f}  adv {row['loss_adv']:+.3f}  "
         )
-        score = f"{self.judged} {row['test_top1']:.2f} %  "
-        if self.judged == "test" and "agreement" in row:
-            score += f"agreement {row['agreement']:.2f} %  "
+        score = f"test {row['test_top1']:.2f} %  " if self.judged == "test" else ""
+        if "holdout_agreement" in row:
+            score += f"agreement {row['holdout_agreement']:.2f} %  "
         if row["loss_kd"] is None:
             self.bar.update()
             text += "warm-up  "
