@@ -231,11 +231,7 @@ class Distillation:
                 "last_top1": row[self.judged],
                 "best_top1_chosen_on_test_data": progress.best_top1,
                 "best_epoch": progress.best_epoch,
-                **{
-                    f"last_{name}": row[name]
-                    for name in ("holdout_agreement", "test_agreement")
-                    if name in row
-                },
+                **{f"last_{name}": row[name] for name in agreements if name in row},
                 "epochs": s.epochs,
                 "seconds": progress.seconds,
                 **{name: row[name] for name in ("repository", "alpha", *BALANCE)},
