@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -75,7 +76,7 @@ def make_distiller(
         s,
     )
     if processes.world_size > 1:
-        synthesizer = ShardedSynthesizer(synthesizer, processes)
+        synthesizer = cast(Synthesizer, ShardedSynthesizer(synthesizer, processes))
     of_repository = (image_shape, features.dim, num_classes, device, s.max_samples)
     if s.store_samples:
         repository = SampleRepository(*of_repository, log, s.repository_memory, processes)

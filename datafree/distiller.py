@@ -70,7 +70,7 @@ class Distiller:
 
     def skip_to(self, epoch: int) -> None:
         """Advance the schedules as if the epochs before `epoch` had been run (`--start_epoch`)."""
-        self.synthesizer.calls = epoch * self.rounds
+        self.synthesizer.skip(epoch * self.rounds)
         self.student.skip(epoch - self.warmup)
 
     def state_dict(self) -> dict[str, Any]:

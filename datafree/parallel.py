@@ -14,8 +14,9 @@ from datafree.synthesis.base import OnStep, Synthesis, Synthesizer, ignore_step
 from datafree.torch_utils.distributed import Processes
 
 
-class ShardedSynthesizer(Synthesizer):
-    """A synthesizer of which each process runs a shard; all get all samples, and the mean losses.
+class ShardedSynthesizer:
+    """A synthesizer whose batches are divided: each process generates a shard, and all get all samples and the
+    mean losses. Everything else is that of the synthesizer itself.
 
     Args:
         synthesizer: of this process.

@@ -48,7 +48,7 @@ class Progress:
     def add(self, row: dict[str, Any], seconds: float) -> bool:
         """Take note of a finished epoch; returns whether it is the best so far."""
         trained = row.get("loss_kd", 0.0) is not None
-        top1 = row.get("test_top1", row.get("holdout_agreement"))
+        top1 = row["test_top1"] if "test_top1" in row else row["holdout_agreement"]
         better = top1 > self.best_top1 or not self.best_is_trained
         best = better and row.get("evaluated", True) if trained else self.best_epoch < 0
         if best:

@@ -1,5 +1,5 @@
-"""CMI, contrastive model inversion (Fang et al., IJCAI 2021): samples that also differ from each other
-and from those made before."""
+"""CMI, contrastive model inversion (Fang et al., IJCAI 2021): samples that also differ from each other and
+from earlier ones."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ from datafree.synthesis.base import (
 from datafree.torch_utils.precision import at_least_single
 from datafree.torch_utils.state import load_optimizer
 
-BANK_SIZE = 40_960  # samples whose views are remembered
-NEGATIVES = 4_096  # of them at a step
+BANK_SIZE = 40_960  # samples whose views are kept
+NEGATIVES = 4_096  # drawn from them at each step
 HEAD_DIM = 256
 LOCAL_SCALE = (0.25, 1.0)  # share of the area that a local view shows
 
 
 class CMISynthesizer(Synthesizer):
-    """Each call draws the generator anew and optimises it together with latent codes. The loss is
+    """Each call reinitialises the generator and optimises it together with latent codes. The loss is
 
         bn * L_bn + oh * L_oh + adv * L_adv + cr * L_cr
 
-    The first three are seen on a global view of each image (crop, flip). L_cr contrasts the local view (a
-    random resized crop, flip) of each image with the global views of all images, its own being the right
-    one; images made before take part, both as anchors and as candidates, see `losses.contrastive`. A view is
-    described by the spatial means of the inputs of all the teacher's BatchNorm layers (of resnet34: of its
-    `layer1` to `layer4`, as published), projected to unit length by a two-layer head that learns along.
+    The first three are computed on a global view of each image (crop, flip). L_cr contrasts the local view (a
+    random resized crop, flip) of each image with the global views of all images, of which its own is the
+    right one. Earlier images take part, both as anchors and as candidates, see `losses.contrastive`. A view
+    is described by the spatial means of the inputs of all the teacher's BatchNorm layers (for resnet34: of
+    its `layer1` to `layer4`, as published), projected to unit length by a two-layer head that is trained too.
 
-    A bank keeps both views of the images kept from each call: up to 40,960 rows, of which each step draws
-    4,096 at random. This is what the published code computes; the paper's equation has gradients through
-    both views, the code stops those through the global ones. The bank is kept in half precision here, and is
-    a part of every checkpoint: up to 440 MB for wrn40_2; `--save_every` makes these fewer.
+    A bank keeps both views of the images of each call: up to 40,960 rows, of which each step draws 4,096 at
+    random. This is what the published code computes; the paper's equation has gradients through both views,
+    the code stops those through the global ones. Here the bank is in half precision. Every checkpoint
+    contains it: up to 440 MB for wrn40_2; `--save_every` makes checkpoints fewer.
 
     Args:
-        context: see `SynthesisInputs`; its `augment` makes the global views.
+        inputs: see `SynthesisInputs`; its `augment` creates the global views.
         settings: `g_steps lr_g lr_z adv bn cr cr_T`.
-        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; created if not given.
     """
 
-    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
-        super().__init__(context)
-        self.generator = generator or context.make_generator(METHODS[settings.method])
+    def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: Generator | None = None):
+        super().__init__(inputs)
+        self.generator = generator or inputs.make_generator(METHODS[settings.method])
         self.settings = settings
         teacher, augment, processes, device = self.teacher, self.augment, self.processes, self.rng.device
         self.local_augment = Augment(augment.normalize, augment.flip, LOCAL_SCALE)
@@ -88,13 +88,13 @@ class CMISynthesizer(Synthesizer):
         draw_weights(self.generator.train(), self.rng)
         z = self._noise(len(targets), self.generator.nz).requires_grad_()
         optimizer = generator_optimizer(self.generator, z, s.lr_g, s.lr_z)
-        trace = BestStep()
+        best = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(self.generator(z))
                 total, terms, views = self._loss(images, targets, alpha)
-                trace.add(total, terms, images, self.features.value, views)
+                best.add(total, terms, images, self.features.value, views)
                 optimizer.zero_grad()
                 self.head_optimizer.zero_grad()
                 total.backward()
@@ -104,26 +104,26 @@ class CMISynthesizer(Synthesizer):
                     self.head_optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
-        views = self.processes.all_gather(trace.best.pop())
+        views = self.processes.all_gather(best.kept.pop())
         self.bank = torch.cat([self.bank, views.to(self.bank.dtype)])[-BANK_SIZE:]
-        return self._finished(trace)
+        return self._finished(best)
 
     def _loss(
         self, images: Tensor, targets: Tensor, alpha: float
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Total loss; its terms, unweighted; both views of each image, as the bank keeps them."""
+        """The total loss; its terms, unweighted; both views of each image, for the bank."""
         s = self.settings
-        # The local view first: what is left in `self.features` is then of the global one.
+        # The local view first: `self.features` then has the features of the global one.
         with self.autocast(), self.description.capture():
             self.teacher(self.local_augment(images, self.rng))
         local_views = self.description.value()
         inputs = self.augment(images, self.rng)
         with self.description.capture():
-            logits, loss_bn = self._ask_teacher(inputs)
+            logits, loss_bn = self._teacher_outputs(inputs)
         global_views = self.description.value()
         loss_adv = torch.zeros_like(loss_bn)
         if s.adv > 0:
-            loss_adv = losses.adversarial(self._ask_student(inputs), logits)
+            loss_adv = losses.adversarial(self._student_logits(inputs), logits)
         terms = {
             "oh": F.cross_entropy(logits, targets),
             "bn": loss_bn,
@@ -134,7 +134,7 @@ class CMISynthesizer(Synthesizer):
         return weighted(terms, weights), terms, torch.cat([global_views, local_views], 1)
 
     def _contrast(self, global_views: Tensor, local_views: Tensor) -> Tensor:
-        """The contrastive loss of the views (N, D) of new images, with images drawn from the bank."""
+        """The contrastive loss of the views (N, D) of new images against views drawn from the bank."""
         count = min(NEGATIVES, len(self.bank))
         drawn = torch.randperm(len(self.bank), generator=self.rng, device=self.rng.device)[:count]
         cached = self.bank[drawn].to(local_views)
@@ -152,7 +152,7 @@ class CMISynthesizer(Synthesizer):
         self.head.load_state_dict(state["head"])
         load_optimizer(self.head_optimizer, state["head_optimizer"])
         if state["bank"].shape[1:] != self.bank.shape[1:]:
-            raise ValueError("the bank is of another network")
+            raise ValueError("the bank is from a run with another network")
         self.bank = state["bank"].to(self.bank)
         self.calls = int(state["calls"])
 
@@ -165,7 +165,7 @@ def contrast(
     Args:
         head: projects views (N, D).
         global_views, local_views: (N, D), of the new images.
-        cached: (M, 2 D), global and local views of images made before; M may be 0.
+        cached: (M, 2 D), global and local views of earlier images; M may be 0.
         temperature: above 0.
     """
     cached_global, cached_local = cached.chunk(2, 1)
@@ -176,8 +176,8 @@ def contrast(
 
 
 class ViewDescription:
-    """What a network sees in an image: spatial means of what goes into its BatchNorm layers, or of resnet34
-    into `layer1` to `layer4`; of a network without BatchNorm layers, its penultimate features."""
+    """A description of an image by a network: spatial means of the inputs of its BatchNorm layers, for
+    resnet34 of `layer1` to `layer4`; for a network without BatchNorm layers, its penultimate features."""
 
     def __init__(self, network: nn.Module):
         self._layers: list[nn.Module] = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""From a method's name to its synthesizer."""
+"""The synthesizer of a method, by the method's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datafree.settings import Settings
 from datafree.synthesis.base import SynthesisInputs, Synthesizer
 
 
-def create_synthesizer(context: SynthesisInputs, settings: Settings) -> Synthesizer:
-    """The synthesizer of `settings.method`; its generator is initialised by torch's global random state."""
+def create_synthesizer(inputs: SynthesisInputs, settings: Settings) -> Synthesizer:
+    """The synthesizer of `settings.method`; its generator is initialised from torch's global random state."""
     module, _, name = METHODS[settings.method].synthesizer.partition(":")
-    return getattr(import_module(f"datafree.synthesis.{module}"), name)(context, settings)
+    return getattr(import_module(f"datafree.synthesis.{module}"), name)(inputs, settings)

@@ -22,14 +22,14 @@ from datafree.synthesis.base import (
 )
 
 ADAM_BETAS = (0.5, 0.99)
-STUDENT_SHARE = 0.001  # of the student's distance to its own statistics, which is to stay large
+STUDENT_SHARE = 0.001  # weight of the student's distance to its own statistics, which should stay large
 JS_TEMPERATURE = 3.0
 JITTER = 1 / 8  # of the image's side: the farthest that a batch is shifted
 
 
 class DeepInversionSynthesizer(Synthesizer):
-    """Each call optimises a batch of pixels, from noise, in the teacher's normalised units. The loss, seen
-    on the batch shifted and mirrored at random as a whole, is
+    """Each call optimises a batch of pixels, from noise, in the teacher's normalised units. The loss is
+    computed on the batch shifted and mirrored at random as a whole:
 
         bn * (L_bn - 0.001 * L_bn of the student) + oh * L_oh - adv * JS(S, T; 3) + tv * TV + l2 * L2
 
@@ -38,13 +38,13 @@ class DeepInversionSynthesizer(Synthesizer):
     the priors' weights are the paper's for CIFAR-10 (section 4.1), where the paper takes other norms.
 
     Args:
-        context: see `SynthesisInputs`; its `augment` makes the view by which finished images are labelled.
+        inputs: see `SynthesisInputs`; its `augment` creates the view on which finished images are labelled.
         settings: `g_steps lr_g adv bn tv l2`.
     """
 
-    def __init__(self, context: SynthesisInputs, settings: Settings):
-        super().__init__(context)
-        augment, image_shape = context.augment, context.image_shape
+    def __init__(self, inputs: SynthesisInputs, settings: Settings):
+        super().__init__(inputs)
+        augment, image_shape = inputs.augment, inputs.image_shape
         self.image_shape, self.settings, self.flip = image_shape, settings, augment.flip
         self.normalize = augment.normalize
         self.student_statistics = BNStatistics(self.student)
@@ -57,11 +57,11 @@ class DeepInversionSynthesizer(Synthesizer):
         self.calls += 1
         pixels = self._noise(len(targets), *self.image_shape).requires_grad_()
         optimizer = torch.optim.Adam([pixels], s.lr_g, betas=ADAM_BETAS)
-        trace = BestStep()
+        best = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 total, terms = self._loss(self._jitter(pixels), targets, alpha)
-                trace.add(total, terms, self._to_images(pixels.detach()), self.features.value)
+                best.add(total, terms, self._to_images(pixels.detach()), self.features.value)
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
@@ -70,14 +70,14 @@ class DeepInversionSynthesizer(Synthesizer):
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
         self.student_statistics.update_averages()
-        return self._finished(trace)
+        return self._finished(best)
 
     def _loss(self, inputs: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss of normalised images; its terms, unweighted."""
+        """The total loss of normalised images; its terms, unweighted."""
         s = self.settings
-        logits, loss_bn = self._ask_teacher(inputs)
+        logits, loss_bn = self._teacher_outputs(inputs)
         with self.student_statistics.capture():
-            student_logits = self._ask_student(inputs)
+            student_logits = self._student_logits(inputs)
         terms = {
             "oh": F.cross_entropy(logits, targets),
             "bn": loss_bn - STUDENT_SHARE * self.student_statistics.distance().to(loss_bn),

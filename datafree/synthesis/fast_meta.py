@@ -1,5 +1,5 @@
-"""Fast-Meta (Fang et al., AAAI 2022): a generator whose starting point is meta-learned from call to
-call, so that a few steps make a batch. BSR synthesises with it. Its `fast` form has no meta step."""
+"""Fast-Meta (Fang et al., AAAI 2022): a generator whose starting point is meta-learned from call to call, so
+that a few steps suffice for a batch. BSR synthesises with it. Its `fast` form has no meta step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from datafree.synthesis.base import (
 from datafree.torch_utils.precision import at_least_single
 from datafree.torch_utils.state import load_optimizer
 
-RESET_CALL = 120  # calls after the warm-up at which the generator's first layers are drawn anew
+RESET_CALL = 120  # the generator's first layers are reinitialised so many calls after the warm-up
 REPTILE_SCALE = 67
 
 
@@ -37,16 +37,16 @@ class FastMetaSynthesizer(Synthesizer):
     clone (Reptile). The adversarial term is 0 in the first `warmup` - 1 calls.
 
     Args:
-        context: see `SynthesisInputs`.
+        inputs: see `SynthesisInputs`.
         settings: `g_steps lr_g lr_z adv bn bn_mmt reset_l0 reset_bn is_maml`, and `warmup`.
-        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; created if not given.
     """
 
-    clones = True  # whether a call optimises a clone, or else the generator itself
+    clones = True  # whether a call optimises a clone or the generator itself
 
-    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
-        super().__init__(context, settings.bn_mmt)
-        self.generator = generator or context.make_generator(METHODS[settings.method])
+    def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: Generator | None = None):
+        super().__init__(inputs, settings.bn_mmt)
+        self.generator = generator or inputs.make_generator(METHODS[settings.method])
         self.settings = settings
         self.meta_optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=settings.lr_g * settings.g_steps, betas=ADAM_BETAS
@@ -67,13 +67,13 @@ class FastMetaSynthesizer(Synthesizer):
         working.train()
         optimizer = generator_optimizer(working, z, s.lr_g, s.lr_z)
         self.meta_optimizer.zero_grad()
-        trace = BestStep()
+        best = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(working(z))
                 total, terms = self._inversion_loss(images, targets, alpha, self.calls >= s.warmup)
-                trace.add(total, terms, images, self.features.value)
+                best.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
                 if not self.clones:
@@ -88,7 +88,7 @@ class FastMetaSynthesizer(Synthesizer):
             self.processes.all_reduce_mean(gradients(self.generator))
             self.meta_optimizer.step()
         self.statistics.update_averages(self.processes)
-        return self._finished(trace)
+        return self._finished(best)
 
     @torch.no_grad()
     def _reset_generator(self) -> None:
@@ -119,8 +119,8 @@ class FastMetaSynthesizer(Synthesizer):
 
 
 class FastSynthesizer(FastMetaSynthesizer):
-    """Without a clone and a meta step: what the steps of a call do to the generator stays. No layer is ever
-    drawn anew: the published code (Fast-Datafree) stores the flag and does not use it."""
+    """Has no clone and no meta step: the steps of a call change the generator itself. No layer is ever
+    reinitialised: the published code (Fast-Datafree) stores the flag and does not use it."""
 
     clones = False
 

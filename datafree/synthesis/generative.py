@@ -32,8 +32,8 @@ from datafree.torch_utils.state import load_optimizer
 
 
 class GenerativeSynthesizer(Synthesizer):
-    """One generator, trained for a few steps a call on fresh latent codes; the student learns from fresh
-    samples of it. The loss is
+    """One generator, trained for a few steps in each call on fresh latent codes; the student learns from
+    fresh samples. The loss is
 
         bn * L_bn + oh * L_oh + adv * L_adv + act * L_act + balance * L_balance
 
@@ -54,30 +54,30 @@ class GenerativeSynthesizer(Synthesizer):
     some later implementations put it in eval mode then. No image is augmented.
 
     Args:
-        context: see `SynthesisInputs`; of its `augment` only the normalisation is used.
-        settings: `g_steps lr_g adv bn act balance ema_generator`. With `blg`, L_oh is against the labels
-            asked for.
-        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; made where it is not given.
+        inputs: see `SynthesisInputs`; of its `augment` only the normalisation is used.
+        settings: `g_steps lr_g adv bn act balance ema_generator`. With `blg`, L_oh is against the requested
+            labels.
+        generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; created if not given.
     """
 
-    def __init__(self, context: SynthesisInputs, settings: Settings, generator: Generator | None = None):
-        super().__init__(replace(context, augment=OnlyNormalize(context.augment.normalize)))
+    def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: Generator | None = None):
+        super().__init__(replace(inputs, augment=OnlyNormalize(inputs.augment.normalize)))
         method = METHODS[settings.method]
-        self.generator = generator or context.make_generator(method)
+        self.generator = generator or inputs.make_generator(method)
         self.settings, self.divergence = settings, method.divergence
-        self.asks_for_classes = settings.blg  # or else each image is to be of the class it is taken for
+        self.asks_for_classes = settings.blg  # else images only need some class
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
         self.follower = copy.deepcopy(self.generator) if settings.ema_generator else None
 
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
         self.calls += 1
-        trace = BestStep()
+        best = BestStep()
         with frozen(self.student):
             for _ in range(self.settings.g_steps):
                 images = self._generate(len(targets))
                 total, terms = self._loss(images, targets, alpha)
-                trace.add(total, terms, images, self.features.value)
+                best.add(total, terms, images, self.features.value)
                 self.optimizer.zero_grad()
                 total.backward()
                 self.processes.all_reduce_mean(gradients(self.generator))
@@ -85,16 +85,16 @@ class GenerativeSynthesizer(Synthesizer):
                 self._follow()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages()
-        return self._finished(trace)
+        return self._finished(best)
 
     def _loss(self, images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss; its terms, unweighted."""
+        """The total loss; its terms, unweighted."""
         s = self.settings
         inputs = self.augment(images, self.rng)
-        logits, loss_bn = self._ask_teacher(inputs)
+        logits, loss_bn = self._teacher_outputs(inputs)
         loss_adv = torch.zeros_like(loss_bn)
         if s.adv > 0:
-            loss_adv = -losses.divergence(self.divergence, self._ask_student(inputs), logits)
+            loss_adv = -losses.divergence(self.divergence, self._student_logits(inputs), logits)
         terms = {
             "oh": F.cross_entropy(logits, targets if s.blg else logits.argmax(1)),
             "bn": loss_bn,
@@ -107,7 +107,7 @@ class GenerativeSynthesizer(Synthesizer):
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """The second generator takes a step towards the first one."""
+        """Move the second generator a step towards the first one."""
         if self.follower:
             for mine, its in zip(self.follower.parameters(), self.generator.parameters(), strict=True):
                 mine.lerp_(its, 1 - self.settings.ema_generator)
@@ -119,9 +119,9 @@ class GenerativeSynthesizer(Synthesizer):
 
     @torch.no_grad()
     def sample(self, count: int) -> Tensor:
-        """See `Synthesizer.sample`. With `ema_generator`, half of them are of a second generator, whose
-        weights follow the first one's, so that the student is shown what that has made before (after MAD, Do
-        et al., NeurIPS 2022)."""
+        """See `Synthesizer.sample`. With `ema_generator`, half of the images come from a second generator,
+        whose weights follow the first one's, so that the student also sees earlier kinds of samples (after
+        MAD, Do et al., NeurIPS 2022)."""
         if not self.follower:
             return self._generate(count)
         half = count // 2

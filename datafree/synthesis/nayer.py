@@ -1,5 +1,5 @@
-"""NAYER (Tran et al., CVPR 2024): no latent codes and no meta learning. What goes into the generator is a
-fixed embedding of the class asked for; what varies is a layer of noise, drawn anew for every batch."""
+"""NAYER (Tran et al., CVPR 2024): no latent codes and no meta learning. The generator's input is a fixed
+embedding of the requested class; the variation comes from a layer of noise, drawn again for every batch."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from datafree.torch_utils.precision import at_least_single
 
 
 class NayerSynthesizer(Synthesizer):
-    """Each call makes `g_loops` batches (`gwp_loops` in the warm-up), one after the other. A batch gets noisy
-    layers of its own, and an optimiser of its own that trains them and the rest of the generator; its images
-    are those of its step with the lowest loss. The whole generator is drawn anew every `g_life` calls,
-    counted from the first one and from the end of the warm-up. The adversarial term is 0 in the warm-up.
+    """Each call generates `g_loops` batches (`gwp_loops` in the warm-up), one after the other. Each batch has
+    its own noisy layers, and its own optimiser that trains them and the rest of the generator; its images are
+    those of its step with the lowest loss. The whole generator is reinitialised every `g_life` calls, counted
+    from the first one and from the end of the warm-up. The adversarial term is 0 in the warm-up.
 
     The student is in eval mode. In the published code it is in train mode from the second batch of a call on,
     by accident.
 
     Args:
-        context: see `SynthesisInputs`.
+        inputs: see `SynthesisInputs`.
         settings: `g_steps g_loops gwp_loops g_life lr_g adv bn bn_mmt label_embedding`, and `warmup`.
         generator: maps embeddings (B, D) to images (B, C, H, W) in [0, 1]; made where it is not given.
 
@@ -48,23 +48,23 @@ class NayerSynthesizer(Synthesizer):
         UserError: there are no such embeddings.
     """
 
-    def __init__(self, context: SynthesisInputs, settings: Settings, generator: LabelGenerator | None = None):
-        super().__init__(context, settings.bn_mmt)
+    def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: LabelGenerator | None = None):
+        super().__init__(inputs, settings.bn_mmt)
         self.settings = s = settings
         features = PenultimateFeatures(self.teacher) if self.features.named else self.features
         table = label_embedding(s.label_embedding, features.layer, self.num_classes)
         self.table = table.to(self.rng.device)
-        self.items = s.synthesis_batch_size // context.processes.world_size
+        self.items = s.synthesis_batch_size // inputs.processes.world_size
         self.loops, self.warmup_calls = (s.g_loops, s.gwp_loops), s.warmup * s.rounds
-        channels, _, img_size = context.image_shape
+        channels, _, img_size = inputs.image_shape
         classes, dim = self.table.shape
         made = generator or LabelGenerator(dim, classes, self.items, img_size=img_size, channels=channels)
         self.least_layers = len(made.le1)
         self.generator = made.to(self.rng.device).to(memory_format=torch.channels_last)
 
     def targets(self, count: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """The labels of the next call: in every batch all classes in turn, what is left at random behind
-        them; or those of BLG where it is on."""
+        """The labels of the next call: all classes in turn in every batch, followed by random ones; with BLG,
+        its labels."""
         s, classes = self.settings, len(self.table)
         loops = self.loops[self.calls < self.warmup_calls]
         if s.blg:
@@ -76,12 +76,12 @@ class NayerSynthesizer(Synthesizer):
         return torch.cat(batches)
 
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
-        """See `Synthesizer.synthesize`; as many targets as there are items in all batches. The loss terms are
-        means over the batches."""
+        """See `Synthesizer.synthesize`; `targets` are those of all batches. The loss terms are means over the
+        batches."""
         in_warmup = self.calls < self.warmup_calls
         calls = self.calls if in_warmup else self.calls - self.warmup_calls
         if self.calls and calls % self.settings.g_life == 0:
-            self.generator.resize(self.least_layers)  # so that as much is drawn whatever has gone before
+            self.generator.resize(self.least_layers)  # so that earlier calls do not change the draws
             draw_as_torch(self.generator, self.rng)
             self.processes.broadcast(list(self._lasting().values()))
         self.calls += 1
@@ -101,20 +101,20 @@ class NayerSynthesizer(Synthesizer):
         self._draw_noise()
         lasting = [value for value in self._lasting().values() if value.requires_grad]
         optimizer = torch.optim.Adam(generator.parameters(), s.lr_g, betas=ADAM_BETAS)
-        trace = BestStep()
+        best = BestStep()
         with frozen(self.student):
             for _ in range(s.g_steps):
                 with self.autocast():
                     images = at_least_single(generator(self.table[targets], layers))
                 total, terms = self._inversion_loss(images, targets, alpha, adversarial)
-                trace.add(total, terms, images, self.features.value)
+                best.add(total, terms, images, self.features.value)
                 optimizer.zero_grad()
                 total.backward()
                 self.processes.all_reduce_mean([value.grad for value in lasting if value.grad is not None])
                 optimizer.step()
                 on_step("synthesis", total.detach())
         self.statistics.update_averages(self.processes)
-        return self._finished(trace)
+        return self._finished(best)
 
     @torch.no_grad()
     def _draw_noise(self) -> None:
@@ -124,7 +124,7 @@ class NayerSynthesizer(Synthesizer):
             layer.bias.zero_()
 
     def _lasting(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the generator but for the noisy layers."""
+        """Parameters and buffers of the generator, without the noisy layers."""
         values = {**dict(self.generator.named_parameters()), **dict(self.generator.named_buffers())}
         return {name: value for name, value in values.items() if not name.startswith("le1.")}
 
@@ -138,13 +138,13 @@ class NayerSynthesizer(Synthesizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises:
-        KeyError, ValueError: the state is of another generator, or of other embeddings.
+        KeyError, ValueError: the state is from a run with another generator or other embeddings.
         """
         if not torch.equal(state["table"].to(self.table), self.table):
-            raise ValueError("the label embeddings are others")
+            raise ValueError("the label embeddings differ")
         own = self._lasting()
         if state["generator"].keys() != own.keys():
-            raise KeyError("the generator is another")
+            raise KeyError("the generator differs")
         with torch.no_grad():
             for name, value in state["generator"].items():
                 own[name].copy_(value)
@@ -169,27 +169,27 @@ def label_embedding(given: str, classifier: nn.Module, num_classes: int) -> Tens
         weight = getattr(classifier, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or len(weight) != num_classes:
             raise UserError(
-                "--label_embedding classifier: the teacher's logits come from no linear layer: use onehot, "
-                "or a file"
+                "--label_embedding classifier: the teacher's logits do not come from a linear layer: use "
+                "onehot, or a file"
             )
         return weight.detach().clone().float()
     try:
-        table = np.load(given, mmap_mode="r", allow_pickle=False)  # sees that all is there before it is read
+        table = np.load(given, mmap_mode="r", allow_pickle=False)
         is_table = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind in "fiu"
-    except Exception as error:  # a stranger's file has many ways to be none
+    except Exception as error:  # files that are not .npy fail in many ways
         raise UserError(
             f"--label_embedding {given}: {error}; use onehot, classifier or a .npy file"
         ) from error
     if not is_table or len(table) != num_classes or not table.shape[1]:
         found = f"{table.dtype} of shape {table.shape}" if isinstance(table, np.ndarray) else "several tables"
         raise UserError(
-            f"--label_embedding {given}: it holds {found}; a row of numbers for each of {num_classes} "
-            "classes is needed"
+            f"--label_embedding {given}: it contains {found}; needed is a row of numbers for each of "
+            f"{num_classes} classes"
         )
     with np.errstate(over="ignore"):
         numbers = torch.from_numpy(table.astype(np.float32))
     if not numbers.isfinite().all():
         raise UserError(
-            f"--label_embedding {given}: it holds numbers that are not finite in single precision"
+            f"--label_embedding {given}: it contains numbers that are not finite in single precision"
         )
     return numbers
