@@ -15,8 +15,8 @@ from datafree.torch_utils.distributed import Processes
 
 
 class ShardedSynthesizer:
-    """A synthesizer whose batches are divided: each process generates a shard, and all get all samples and the
-    mean losses. Everything else is that of the synthesizer itself.
+    """A synthesizer whose batches are divided: each process generates a shard, and all get all samples and
+    the mean losses. Everything else is that of the synthesizer itself.
 
     Args:
         synthesizer: of this process.
