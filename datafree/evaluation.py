@@ -20,9 +20,9 @@ from datafree.samples import Samples
 # Images scored at a time: on a CPU more are slower (500 take twice as long), since they leave its cache. A
 # GPU takes more of small ones.
 BATCH, GPU_BATCH, SMALL = 128, 1_000, 64
-EVERY = 8  # one of so many samples is held out
-MOST = 2_000  # samples held out; the oldest go first
-MOST_BYTES = 64 * 10**6  # of the samples held out: every checkpoint has them
+EVERY = 8  # one of eight samples is held out
+MOST = 2_000  # held-out samples; the oldest are dropped first
+MOST_BYTES = 64 * 10**6  # for held-out samples: every checkpoint contains them
 
 
 @dataclass(frozen=True)

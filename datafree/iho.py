@@ -45,7 +45,7 @@ def outlier_factors(distances: Tensor, neighbours: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class OutlierScores:
-    """How evenly the samples of all classes are spread within them."""
+    """Local outlier factors of all samples, and how they are spread."""
 
     factors: Tensor  # (N,) float64, local outlier factors, oldest sample first; NaN in classes too small
     outside: Tensor  # indices of the samples outside their class's whiskers, int64, ascending
@@ -77,8 +77,8 @@ class NoPruning:
         return self.measure(repository.table())
 
     def measure(self, table: SlotTable) -> OutlierScores:
-        """Score every class with more than k samples. What a call finds out about neighbours is kept, so
-        that the next one has only the difference to do; the result does not depend on the calls before."""
+        """Score every class with more than k samples. Neighbours are kept, so that the next call has only the
+        changes to do; the result does not depend on earlier calls."""
         self.lists.update(table)
         slots = table.slots
         labels = table.labels[slots]

@@ -1,4 +1,4 @@
-"""Loss terms by the field's names. Logits are (N, C); every result is a scalar unless stated."""
+"""Loss terms. Logits are (N, C); every result is a scalar unless stated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kldiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1
 
 
 def jsdiv(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Jensen-Shannon divergence as DeepInversion takes it (Yin et al., CVPR 2020, equation 6):
+    """Jensen-Shannon divergence as in DeepInversion (Yin et al., CVPR 2020, equation 6):
     the two softmaxes and their mean are clamped to [0.01, 0.99] before the logarithm."""
     p = F.softmax(student_logits / temperature, dim=1)
     q = F.softmax(teacher_logits / temperature, dim=1)
@@ -41,7 +41,7 @@ def adversarial(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 def class_balance(logits: Tensor) -> Tensor:
     """`sum_k p_k log p_k` of the batch's mean softmax (DAFL, Chen et al., ICCV 2019, equation 6):
-    smallest, -log C, when the predictions are spread evenly over the classes."""
+    smallest, -log C, when the predictions are uniform over the classes."""
     p = F.softmax(logits, dim=1).mean(0)
     return (p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()
 
@@ -75,7 +75,7 @@ def contrastive(anchors: Tensor, candidates: Tensor, new: int, temperature: floa
     Args:
         anchors: (N, D), of unit length: local views, the new ones first.
         candidates: (N, D), of unit length: global views; that of anchor i is number i. They get no gradient.
-        new: how many of the N are new.
+        new: how many of the N anchors are new.
         temperature: above 0.
     """
     logits = anchors @ candidates.detach().T / temperature
@@ -86,7 +86,7 @@ def contrastive(anchors: Tensor, candidates: Tensor, new: int, temperature: floa
 
 
 def divergence(kind: str, student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """By how much a student differs from its teacher: `kl` (see `kldiv`), or `l1`, the mean absolute
+    """The divergence of a student from its teacher: `kl` (see `kldiv`), or `l1`, the mean absolute
     difference of the logits over the temperature (DFAD, Fang et al., 2019).
 
     Raises:

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SPARES = 6  # neighbours kept beyond those asked for: so many removals go by before a list is counted anew
+SPARES = 6  # neighbours kept beyond k: a list is recomputed only after so many of its samples were removed
 EXTRA = 4  # candidates beyond a list's length, so that rounding cannot hide a neighbour
-CHUNK = 1 << 24  # entries of a distance matrix held at a time: bounds memory
+CHUNK = 1 << 24  # entries of a distance matrix computed at a time: bounds memory
 
 
 class SlotTable(NamedTuple):
-    """Samples in fixed slots: rows stay where they are while others come and go."""
+    """Samples in fixed slots: a row stays where it is while others are added and removed."""
 
-    features: Tensor  # (S, D), a row a slot, floating point
+    features: Tensor  # (S, D), one row for each slot, floating point
     labels: Tensor  # (S,) int64
     serials: Tensor  # (S,) int64: how many samples were stored before this one, ever
     slots: Tensor  # (N,) int64: the slots in use, oldest sample first
@@ -25,19 +25,19 @@ class SlotTable(NamedTuple):
 class NeighbourLists:
     """For each sample the nearest others of its class (Euclidean), exact at any time.
 
-    Features never change, so an update compares only the new samples with their classes and drops the
-    removed ones from the lists: its cost is linear in the number of samples. Candidates are found by
-    single-precision matrix products with a bound on their rounding (double precision on a GPU), and
-    measured in double precision as the norm of the difference. Of equally distant samples the one stored
-    first is the nearer, so that lists are the same however they came about (on a GPU, but for the last bit of
-    a distance).
+    Features never change, so an update compares only the new samples with their classes and drops the removed
+    ones from the lists: its cost is linear in the number of samples. Candidates are found by single-precision
+    matrix products with a bound on their rounding error (double precision on a GPU), and measured in double
+    precision as the norm of the difference. Among equally distant samples the one stored first counts as
+    nearer, so that lists do not depend on the order of updates (except, on a GPU, for the last bit of a
+    distance).
 
-    `distances` (S, k + spares), float64, ascending and `neighbours` (S, k + spares), int64 slots, are the
-    lists by slot; past the end of a list they hold infinity and -1.
+    `distances` (S, k + spares), float64, ascending, and `neighbours` (S, k + spares), int64 slots, are the
+    lists by slot; past the end of a list they are infinity and -1.
 
     Args:
         k: neighbours wanted.
-        spares: how many more a list may hold.
+        spares: how many more a list may have.
     """
 
     def __init__(self, k: int, spares: int = SPARES):
@@ -50,7 +50,7 @@ class NeighbourLists:
         self._known = torch.empty(0, dtype=torch.long)  # serial of the sample a list is of, or -1
 
     def update(self, table: SlotTable) -> None:
-        """Follow the table: samples that have come since the last call are added, those gone are dropped."""
+        """Add the samples that are new since the last call, and drop those that were removed."""
         self._grow(table)
         live = torch.full_like(self._known, -1)
         live[table.slots] = table.serials[table.slots]
@@ -81,7 +81,7 @@ class NeighbourLists:
             self._horizon, self._known = grown(self._horizon, math.inf), grown(self._known, -1)
 
     def _drop(self, gone: Tensor, live: Tensor) -> None:
-        """Forget the samples of the slots `gone` (S,), and close the gaps they leave in lists."""
+        """Forget the samples in the slots `gone` (S,), and close the gaps they leave in lists."""
         if not gone.any():
             return
         self.neighbours[gone], self.distances[gone], self._horizon[gone] = -1, math.inf, math.inf
@@ -95,11 +95,11 @@ class NeighbourLists:
     def _update_class(
         self, features: Tensor, members: Tensor, query: Tensor, is_new: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Count the lists of the members marked in `query` (n,), and find where the new ones among them
+        """Recompute the lists of the members marked in `query` (n,), and find where the new ones among them
         enter the other members' lists: slots of owners, slots of arrivals (by age), distances."""
         # Double precision is fast on a GPU, and safe from TF32.
         x, squares = _centred(features, members, torch.float64 if features.is_cuda else features.dtype)
-        # Only lists that are not counted anew have a horizon to be crossed.
+        # Only lists that are not recomputed have a horizon to be crossed.
         horizon = self._horizon[members].square().masked_fill(query, -math.inf).to(x.dtype)
         pairs = []
         for chunk in query.nonzero().squeeze(1).split(max(1, CHUNK // len(members))):
@@ -113,9 +113,11 @@ class NeighbourLists:
         return owners[inside], arrivals[inside], distances[inside]
 
     def _count(self, features: Tensor, members: Tensor, rows: Tensor, at_least: Tensor) -> None:
-        """Make the lists of the members `rows` (r,) anew, from lower bounds of squared distances (r, n)."""
+        """Recompute the lists of the members `rows` (r,) from lower bounds of squared distances (r, n)."""
         n = len(members)
-        at_least[torch.arange(len(rows), device=rows.device), rows] = math.inf  # nobody is one's own
+        at_least[torch.arange(len(rows), device=rows.device), rows] = (
+            math.inf
+        )  # a sample is not its own neighbour
         width = min(self.length + EXTRA, n - 1)
         found = at_least.topk(width, largest=False)
         candidates = found.indices.sort(1).values  # by age, which a stable sort keeps among equals
@@ -147,7 +149,7 @@ class NeighbourLists:
         self._horizon[slots] = distances[:, kept - 1] if kept < n - 1 else math.inf
 
     def _insert(self, owners: Tensor, arrivals: Tensor, distances: Tensor) -> None:
-        """Put arrivals (P,) into their owners' lists; of one owner's, the older come first."""
+        """Insert arrivals (P,) into their owners' lists; those of one owner are ordered by age."""
         if not len(owners):
             return
         owners, by_owner = owners.sort(stable=True)
@@ -169,8 +171,8 @@ class NeighbourLists:
 
 
 def _centred(features: Tensor, members: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Features of the members about their mean, which leaves distances and shrinks rounding, and their
-    squared norms less what rounding can add to a squared distance."""
+    """Features of the members minus their mean, which keeps distances and reduces rounding errors, and their
+    squared norms minus the largest rounding error of a squared distance."""
     x = features.index_select(0, members).to(dtype)
     x -= x.mean(0)
     rounding = 2 * (x.shape[1] + 8) * torch.finfo(dtype).eps
@@ -178,7 +180,7 @@ def _centred(features: Tensor, members: Tensor, dtype: torch.dtype) -> tuple[Ten
 
 
 def _lower_bounds(x: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
-    """Lower bounds (r, n) of the squared distances between the rows (r,) of x (n, D) and all of it."""
+    """Lower bounds (r, n) of the squared distances between the rows (r,) of x (n, D) and all its rows."""
     return torch.addmm(squares, x[rows], x.T, alpha=-2).add_(squares[rows, None])
 
 

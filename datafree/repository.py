@@ -15,7 +15,7 @@ from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 
 
 class Log(Protocol):
-    """Where samples are written as well, see `runs.sample_log.SampleLog`."""
+    """A copy of all samples in a file, see `runs.sample_log.SampleLog`."""
 
     checksum: int
 
@@ -76,13 +76,13 @@ class SampleRepository:
             "margins": none(dtype=torch.float32),
             "confidences": none(dtype=torch.float32),
             "serials": none(),
-            "places": none(),  # of the image in `_images`, or -1 - serial where it is not resident
+            "places": none(),  # index of the image in `_images`, or -1 - serial where it is not in memory
         }
         self._images = none(*self.image_shape, dtype=torch.uint8)
         self._order = none()  # slots, oldest sample first
-        self._free = none()  # slots that hold no sample
-        self._free_places = none()  # of `_images`
-        self._some_away = False  # whether images that this process draws are not resident
+        self._free = none()  # unused slots
+        self._free_places = none()  # unused indices of `_images`
+        self._some_away = False  # whether images that this process draws are not in memory
 
     def __len__(self) -> int:
         return len(self._order)
@@ -94,7 +94,7 @@ class SampleRepository:
 
     @property
     def features(self) -> Tensor:
-        """(N, D) float32: the teacher's penultimate features, taken when the sample was made."""
+        """(N, D) float32: the teacher's penultimate features when the sample was generated."""
         return self._rows["features"][self._order]
 
     @property
@@ -109,21 +109,21 @@ class SampleRepository:
 
     @property
     def serials(self) -> Tensor:
-        """(N,) int64: how many samples were stored before this one; it rises."""
+        """(N,) int64, ascending: how many samples were stored before each."""
         return self._rows["serials"][self._order]
 
     def table(self) -> SlotTable:
-        """Features and labels where they lie."""
+        """Features and labels in their slots."""
         rows = self._rows
         return SlotTable(rows["features"], rows["labels"], rows["serials"], self._order)
 
     def images(self, indices: Tensor) -> Tensor:
-        """uint8 (len(indices), C, H, W) of the samples at these places of the stored order. Those of other
+        """Images, uint8 (n, C, H, W), of the samples at `indices` (n,) in the stored order. Those of other
         processes are read from the log."""
         return self._mixed(self._rows["places"][self._order[indices]])
 
     def drawn(self, indices: Tensor) -> Tensor:
-        """The same of samples of `own()`, without asking the device where images are."""
+        """Like `images`, for samples in `own()`; does not wait for the device."""
         places = self._rows["places"][self._order[indices]]
         return self._mixed(places) if self._some_away else self._images[places]
 
@@ -132,7 +132,7 @@ class SampleRepository:
         return torch.bincount(self.labels, minlength=self.num_classes)
 
     def add(self, samples: Samples) -> None:
-        """Store samples behind those there are.
+        """Append samples.
 
         Raises:
             ValueError: a label outside 0 .. num_classes - 1.
@@ -177,7 +177,7 @@ class SampleRepository:
         self._order = torch.cat([self._order, slots])
 
     def _make_room(self, count: int) -> int:
-        """How many of `count` images can be resident; there are as many free places then."""
+        """How many of `count` images can be kept in memory; so many places are free afterwards."""
         capacity = len(self._images)
         if len(self._free_places) < count:
             larger = max(2 * capacity, capacity + count)
@@ -189,7 +189,7 @@ class SampleRepository:
         return min(count, len(self._free_places))
 
     def remove(self, indices: Tensor) -> None:
-        """Drop the samples at these places of the stored order, int64, each at most once."""
+        """Remove the samples at `indices` in the stored order, int64, each at most once."""
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
         keep[indices] = False
         slots = self._order[~keep]
@@ -200,11 +200,11 @@ class SampleRepository:
         self.removed += len(slots)
 
     def _are_own(self, serials: Tensor) -> Tensor:
-        """Which samples have their images in this process."""
+        """Which samples have their images in this process, bool."""
         return serials % self.processes.world_size == self.processes.rank
 
     def own(self) -> Tensor:
-        """Places in the stored order, int64, of the samples from which this process draws its batches: those
+        """Indices in the stored order, int64, of the samples from which this process draws its batches: those
         whose images it keeps, or all, where so few are stored that it keeps none."""
         own = self._are_own(self.serials).nonzero().squeeze(1)
         if len(own) or not len(self):
@@ -213,9 +213,9 @@ class SampleRepository:
         return torch.arange(len(self), device=self.device)
 
     def draws(self, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """`steps` batches of exactly `batch_size` places in the stored order, cut from an endless row of
-        shuffles of `own()`: full even where it holds fewer samples than a batch, since a last batch of a
-        few images would ruin the student's BatchNorm statistics.
+        """`steps` batches of exactly `batch_size` indices in the stored order, cut from an endless sequence
+        of shuffles of `own()`. They are full even where there are fewer samples than a batch, since a last
+        batch of a few images would ruin the student's BatchNorm statistics.
 
         Raises:
             ValueError: the repository is empty.
@@ -241,12 +241,12 @@ class SampleRepository:
         away = places < 0
         images[~away] = self._images[places[~away]]
         if away.any():
-            assert self.log is not None  # where they lie
+            assert self.log is not None  # which has them
             images[away] = self.log.images(-1 - places[away]).to(self.device)
         return images
 
     def state_dict(self) -> dict:
-        """Which samples of the log there are, in order; without a log, the samples themselves."""
+        """Which samples of the log are stored, in order; without a log, the samples themselves."""
         state = {"stored": self.stored, "serials": self.serials, "feature_dim": self._feature_dim}
         if self.log:
             self.log.flush()
@@ -256,7 +256,7 @@ class SampleRepository:
         return {**state, **vars(samples)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take the samples of `state_dict` in place of those there are.
+        """Restore a state returned by `state_dict`.
 
         Raises:
             UserError: the log lacks some of them.
@@ -264,7 +264,7 @@ class SampleRepository:
         """
         serials, stored = state["serials"].to(self.device), state["stored"]
         if serials.dim() != 1 or serials.dtype != torch.long or type(stored) is not int:
-            raise ValueError("serials are no list of numbers")
+            raise ValueError("serials are not a list of numbers")
         ends = (0, *serials[:1].tolist(), *serials[-1:].tolist(), stored)
         if list(ends) != sorted(ends) or stored in serials or not (serials.diff() > 0).all():
             raise ValueError("serials are not of samples stored")
