@@ -117,7 +117,7 @@ class NeighbourLists:
         n = len(members)
         at_least[torch.arange(len(rows), device=rows.device), rows] = (
             math.inf
-        )  # a sample is not its own neighbour
+        )  # itself
         width = min(self.length + EXTRA, n - 1)
         found = at_least.topk(width, largest=False)
         candidates = found.indices.sort(1).values  # by age, which a stable sort keeps among equals
