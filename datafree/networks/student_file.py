@@ -87,7 +87,7 @@ def _exported(folder: Path) -> dict[str, Any]:
 def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -> nn.Module:
     """Rebuild the student from the content of a `student.pth`; see `load_student`."""
     try:
-        name = NetworkName.parse(content["arch"])
+        name = NetworkName.parse(dict(content)["arch"])
         classes, channels = len(content["classes"]), len(content["mean"])
         arguments = parse_arguments(content.get("arch_args"), "--student_args")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:

@@ -127,7 +127,8 @@ def _classes_of(content: Any, state: Mapping[str, Tensor]) -> int | None:
     """The number of classes that a checkpoint records, else the rows of its last matrix."""
     if isinstance(content, Mapping) and isinstance(content.get("classes"), list):
         return len(content["classes"])
-    return next((len(value) for value in reversed(state.values()) if value.dim() == 2), None)
+    matrices = [value for value in state.values() if value.dim() == 2]
+    return len(matrices[-1]) if matrices else None
 
 
 def _channels_of(state: Mapping[str, Tensor]) -> int | None:

@@ -22,7 +22,7 @@ STATE_NAMES = ("state_dict", "model", "net")  # keys under which published check
 LINES = 3  # of PyTorch's reasons why a state dict does not fit, that an error quotes
 _SCALAR = np.float64(0).__reduce__()[0]  # NumPy's constructor of scalars
 # What published checkpoints contain beside what PyTorch allows: options, its version, accuracies.
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     torch.torch_version.TorchVersion,
     np.dtype,
