@@ -1,6 +1,7 @@
 """Small things that tests are made of."""
 
 import torch
+from torch import nn
 
 from datafree.cli.bsr import build_parser
 from datafree.data.pixels import to_uint8
@@ -23,3 +24,24 @@ def samples(images, labels, features, margins=None) -> Samples:
     images = images if images.dtype == torch.uint8 else to_uint8(images)
     margins = torch.zeros(len(labels)) if margins is None else margins
     return Samples(images, labels, features, margins, (1 + margins) / 2)
+
+
+def small(seed, width=8, classes=4):
+    """A network of one convolution, with dropout."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, classes),
+    )
+
+
+# The shortest distillation.
+FEW = {
+    **{"img_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3},
+    **{"epochs": 3, "warmup": 1, "kd_steps": 2, "ep_steps": 2, "batch_size": 16, "g_steps": 2, "lr": 0.01},
+}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from datafree import losses, neighbours
 from datafree.balance import count_entropy, count_variation
 from datafree.blg import BiasedLabelGenerator, label_probabilities
-from datafree.data.augment import Augment, Normalize
+from datafree.data.augment import SYNTHESIS_SCALE, Augment, Normalize, crop_windows
 from datafree.data.pixels import to_uint8
 from datafree.dlw import DynamicLossWeight
 from datafree.errors import UserError
@@ -399,7 +399,7 @@ def test_crops_equal_kornias(rng):
     state = rng.get_state()
     actual = augment.warp(images, rng)
     rng.set_state(state)
-    (scale_y, shift_y), (scale_x, shift_x) = augment._resized_crop(8, rng)
+    (scale_y, shift_y), (scale_x, shift_x) = crop_windows(torch.rand(4, 8, generator=rng), SYNTHESIS_SCALE)
     # Kornia's boxes join pixel centres; ours are shares of the image between its outer edges.
     left, right = ((shift_x + side * scale_x + 1) / 2 * 80 - 0.5 - side * 0.5 * scale_x for side in (-1, 1))
     top, bottom = ((shift_y + side * scale_y + 1) / 2 * 96 - 0.5 - side * 0.5 * scale_y for side in (-1, 1))
@@ -412,7 +412,9 @@ def test_crops_equal_kornias(rng):
 
 
 def test_large_images_keep_three_quarters_of_their_area_or_more(rng):
-    (scale_y, shift_y), (scale_x, shift_x) = Augment._resized_crop(10_000, rng)
+    (scale_y, shift_y), (scale_x, shift_x) = crop_windows(
+        torch.rand(4, 10_000, generator=rng), SYNTHESIS_SCALE
+    )
     area = scale_x * scale_y
     assert area.max() <= 1
     assert area.min() >= 0.65

@@ -3,18 +3,17 @@
 import argparse
 import json
 import os
-import pickle
 import re
+import socket
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
-from making import named, samples
+from making import FEW, flags, named, samples, small
 from test_scripts import assert_refused, metrics, write_folder
 from torch import nn
 
@@ -25,11 +24,10 @@ from datafree.data.image_spec import ImageSpec
 from datafree.deploy import export
 from datafree.errors import UserError
 from datafree.evaluation import HeldOut
-from datafree.networks.build import build
-from datafree.networks.check import input_channels, own_settings, probe_input
+from datafree.networks.build import build, input_channels
 from datafree.networks.penultimate import find_layer
 from datafree.networks.student_file import describe
-from datafree.networks.teacher import load_teacher
+from datafree.networks.teacher import load_teacher, own_settings, prepare_teacher
 from datafree.results.read import read_run
 from datafree.results.stored import student_of
 from datafree.torch_utils import checkpoint
@@ -87,6 +85,12 @@ class Twice(Digits):
 
 def four():
     return nn.Sequential(nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+def flat(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, num_classes))
+
+def shuffled():
+    return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.Flatten(), nn.Linear(144, 5))
 
 def no_linear(num_classes=10):
     return nn.Sequential(nn.Conv2d(3, num_classes, 32), nn.Flatten())
@@ -232,15 +236,15 @@ BAD = [
     (["--teacher", "net.py:raises"], "raised RuntimeError: not today"),
     (["--teacher", "net.py:leaves"], "raised SystemExit: bye"),
     (["--teacher", "net.py:no_module"], "returned a str: return a torch.nn.Module"),
-    (["--teacher", "net.py:maps"], "gives (2, 4, 30, 5) for 2 images of 3 x 32 x 32"),
+    (["--teacher", "net.py:maps"], "returns (2, 4, 30, 5) for 2 images of 3 x 32 x 32"),
     (["--teacher", "net.py:Digit"], "has no function or class Digit, did you mean Digits?"),
-    (["--teacher", "net.py:no_linear"], "name the layer whose input they are with --feature_layer"),
+    (["--teacher", "net.py:no_linear"], "name a layer with --feature_layer"),
     (["--teacher", "broken.py:f"], "raised SyntaxError"),
     (["--teacher", "absent.py:f"], "there is no Python file absent.py"),
     (["--teacher", "net.py:Digits", "--feature_layer", "hed"], "has no such layer, did you mean head?"),
     (["--teacher", "net.py:Digits", "--teacher_args", "width"], "is not name=value"),
     (["--teacher", "net.py:Digits", "--teacher_args", "wide=3"], "raised TypeError"),
-    (["--teacher", "net.py:Digits", "--student_args", "num_classes=4"], "gives 4 classes, not 10"),
+    (["--teacher", "net.py:Digits", "--student_args", "num_classes=4"], "has 4 classes, not 10"),
     (["--teacher", "timm:resnet10"], "timm has no model resnet10, did you mean resnet10t?"),
     (["--teacher", "torchvision:resnt18"], "torchvision has no model resnt18, did you mean resnet18?"),
     (["--teacher", "keras:resnet18"], "none of timm:NAME, torchvision:NAME, file.py:factory"),
@@ -250,7 +254,7 @@ BAD = [
     (["--teacher", "net.py:four"], "cannot take images of 3 x 32 x 32"),
     (
         ["--teacher", "net.py:Digits", "--student", "net.py:Twice"],
-        "gives tuple for 2 images of 1 x 32 x 32 in train mode",
+        "returns tuple for 2 images of 1 x 32 x 32 in train mode",
     ),
     (["--teacher", "net.py:Digits", "--test_teacher"], "add --eval_folder"),
     (["--teacher", "wrn16_1", "--teacher_args", "a=1", "--teacher_ckpt", "t.pth"], "takes no such"),
@@ -342,18 +346,35 @@ def test_a_file_may_import_what_lies_beside_it_even_its_own_models(tmp_path):
     assert "neighbour" not in sys.modules
 
 
-def test_channels_and_size_are_found_by_trying_where_the_network_does_not_tell():
-    cpu = torch.device("cpu")
-    grey = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 4))
-    assert probe_input(grey, None, None, cpu) == (1, 28)
-    assert probe_input(grey, None, 28, cpu) == (1, 28)
-    any_size = small(0).eval()
-    assert probe_input(any_size, None, None, cpu) == (3, None)
-    assert probe_input(any_size, None, 32, cpu) == (3, 32)
-    viewing = Viewing(side=64).eval().to(memory_format=torch.channels_last)
-    assert probe_input(viewing, None, None, cpu) == (3, 64)
-    shuffled = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 4, 3), nn.Flatten(), nn.Linear(3600, 3))
-    assert probe_input(shuffled, None, None, cpu) == (3, 64)
+def test_an_image_size_that_nothing_tells_is_asked_for(cwd):
+    done = run_here("bsr_main.py", *TINY, "--teacher", "net.py:Digits", "--student", "net.py:Digits", cwd=cwd)
+    assert_refused(done, "the size of the teacher's images is unknown: give --img_size")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "more", "content", "expected"),
+    [
+        ("net.py:flat", ["--img_size", 28, "--channels", 1], None, (1, 28)),  # the flags
+        ("net.py:flat", [], {"img_size": 28, "mean": [0.5], "std": [0.5]}, (1, 28)),  # the checkpoint
+        ("wrn16_1", ["--img_size", 32], {"channels": 1}, (1, 32)),  # the shape of its first convolution
+        ("net.py:Digits", ["--img_size", 32], None, (1, 32)),  # the network's first convolution
+        ("timm:resnet10t", [], None, (3, 176)),  # its own configuration
+        ("net.py:shuffled", ["--img_size", 16], None, (3, 16)),  # nothing: colours
+    ],
+)
+def test_channels_and_size_of_a_teachers_images(teacher, more, content, expected, cwd, monkeypatch):
+    monkeypatch.chdir(cwd)
+    if content is not None:
+        channels = content.pop("channels", None)
+        network = build(named(teacher), "--teacher", 10, channels)
+        torch.save({**content, "state_dict": network.state_dict()}, "t.pth")
+        more = [*more, "--teacher_ckpt", "t.pth"]
+    teacher = prepare_teacher(flags(*TINY, "--teacher", teacher, *more), torch.device("cpu"))
+    assert (teacher.data.channels, teacher.data.img_size) == expected
+    assert teacher.found.num_classes == teacher.data.num_classes
+    assert any("no --mean and --std" in warning for warning in teacher.warnings) == (
+        "mean" not in (content or {}) and expected != (3, 176)
+    )
 
 
 def test_a_teachers_first_convolution_is_not_replaced():
@@ -393,28 +414,6 @@ def test_one_name_stands_for_the_resnets_of_two_publications_and_the_keys_tell_w
         torch.save({"model": network.state_dict(), **more}, file)
         loaded = load_teacher(named(name), None, file, checkpoint.read(file), torch.device("cpu"))
         torch.testing.assert_close(loaded.double()(images), network.double().eval()(images))
-
-
-def test_a_scalar_that_an_older_numpy_wrote_is_read(tmp_path):
-    content = pickle.dumps({"w": [1.0], "best_acc1": np.float64(72.5)}, 2)
-    assert b"numpy._core.multiarray" in content
-    file = tmp_path / "t.pth"
-    torch.save({}, file)
-    with zipfile.ZipFile(file) as written, zipfile.ZipFile(tmp_path / "old.pth", "w") as archive:
-        for entry in written.namelist():
-            old = content.replace(b"numpy._core", b"numpy.core")
-            archive.writestr(entry, old if entry.endswith("data.pkl") else written.read(entry))
-    assert checkpoint.read(tmp_path / "old.pth") == {"w": [1.0], "best_acc1": 72.5}
-
-
-def test_no_numpy_kind_but_those_of_numbers_is_read(tmp_path):
-    torch.save({}, tmp_path / "t.pth")
-    with zipfile.ZipFile(tmp_path / "t.pth") as written, zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
-        for entry in written.namelist():
-            objects = pickle.dumps(np.dtype("O"), 2)
-            archive.writestr(entry, objects if entry.endswith("data.pkl") else written.read(entry))
-    with pytest.raises(UserError, match="cannot load"):
-        checkpoint.read(tmp_path / "x.pth")
 
 
 def test_names_as_repdistiller_writes_them():
@@ -489,33 +488,6 @@ def test_a_network_for_colours_is_made_for_grey():
 
 
 # The library
-
-
-def small(seed, width=8, classes=4):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, stride=2),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(width, classes),
-    )
-
-
-FEW = {
-    "img_size": 8,
-    "mean": (0.5,) * 3,
-    "std": (0.5,) * 3,
-    "epochs": 3,
-    "warmup": 1,
-    "kd_steps": 2,
-    "ep_steps": 2,
-    "batch_size": 16,
-    "g_steps": 2,
-    "lr": 0.01,
-}
 
 
 def test_runs_in_one_process_repeat_themselves_and_touch_nothing_else(capsys):
@@ -643,9 +615,52 @@ def test_a_student_is_rebuilt_from_its_checkpoint_alone(tmp_path):
     for arch in (f"{tmp_path}/evil.py:f", f"{tmp_path}/evil.py/.:f", "timm:evil.py:f", "a:b:c"):
         made = describe(student, named("wrn16_1"), None, None, facts)
         torch.save({**made, "arch": arch}, tmp_path / "student.pth")
-        with pytest.raises(UserError, match=r"not run unasked|does not say how to rebuild"):
+        with pytest.raises(UserError, match=r"needs the network's code|does not tell how to rebuild"):
             datafree.load_student(tmp_path / "student.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def described(**changed):
+    spec = ImageSpec("none", ("a", "b"), 32, (0.5,) * 3, (0.5,) * 3, True).as_dict()
+    architecture = {"arch": "torchvision:mobilenet_v2", "arch_args": None, "arch_source": None}
+    return {**architecture, **spec, "state_dict": {"a": torch.zeros(2)}, **changed}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            described(arch_args="width_mult=2"),
+            "not a checkpoint of torchvision:mobilenet_v2 with 2 classes",
+        ),
+        (described(arch_args="width_mult"), "is not name=value"),
+        (described(arch_args=7), "does not tell how to rebuild"),
+        (described(arch=["resnet18"]), "does not tell how to rebuild"),
+        (described(arch="wrn16_1 + wrn16_1"), "several networks"),
+        (described(classes=3), "does not tell how to rebuild"),
+        (described(state_dict=None), "has no state dict"),
+        (torch.zeros(2), "does not tell how to rebuild"),
+        (None, "does not tell how to rebuild"),
+    ],
+)
+def test_a_student_file_that_tells_too_little_is_refused_in_a_line(content, message, tmp_path):
+    torch.save(content, tmp_path / "s.pth")
+    with pytest.raises(UserError, match=message) as raised:
+        datafree.load_student(tmp_path / "s.pth")
+    assert "\n" not in str(raised.value)
+
+
+def test_no_student_file_makes_a_connection(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for arch in ("torchvision:fcn_resnet50", "torchvision:mobilenet_v3_small", "timm:resnet10t"):
+        more = "pretrained=True" if arch.startswith("timm") else "weights=DEFAULT"
+        torch.save(described(arch=arch, arch_args=more), tmp_path / "s.pth")
+        with pytest.raises(UserError, match="not a checkpoint"):
+            datafree.load_student(tmp_path / "s.pth")
 
 
 def test_the_example_runs_and_is_short(tmp_path):

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import run_here
-from test_networks import FEW, small
+from making import FEW, small
 from test_scripts import assert_refused, write_teacher
 from torch import nn
 
@@ -80,28 +80,28 @@ def with_a_spare(seed=1):
 NO_STUDENTS = [
     (frozen_network, "the student: has no parameters to train: all are frozen"),
     (lambda: nn.Flatten(), "the student has no parameters to train"),
-    (lambda: Around(small(1), without_gradient), "student: gives no gradient to its parameters"),
-    (lambda: Around(small(1), under_inference), "student: gives no gradient to its parameters"),
-    (made_under_inference, "student was made under torch.inference_mode"),
-    (scripted, "student is of TorchScript"),
+    (lambda: Around(small(1), without_gradient), "student: passes no gradient to its parameters"),
+    (lambda: Around(small(1), under_inference), "student: passes no gradient to its parameters"),
+    (made_under_inference, "student was created under torch.inference_mode"),
+    (scripted, "student is a TorchScript module"),
     (lambda: small(1).bfloat16(), "student: .* in bfloat16: call .float"),
 ]
 NO_TEACHERS = [
-    (lambda: Around(small(0), without_gradient), "teacher: gives no gradient to its images"),
+    (lambda: Around(small(0), without_gradient), "teacher: passes no gradient to its images"),
     (
         lambda: Around(small(0), lambda inner, x: inner(x.detach())),
-        "teacher: gives no gradient to its images",
+        "teacher: passes no gradient to its images",
     ),
     (
         lambda: Around(small(0), lambda inner, x: inner(x).detach()),
-        "teacher: gives no gradient to its images",
+        "teacher: passes no gradient to its images",
     ),
     (
         lambda: Around(small(0), lambda inner, x: inner(x).round()),
-        "teacher: gives no gradient to its images.*or rounds",
+        "teacher: passes no gradient to its images.*or rounds",
     ),
-    (made_under_inference, "teacher was made under torch.inference_mode"),
-    (scripted, "teacher is of TorchScript"),
+    (made_under_inference, "teacher was created under torch.inference_mode"),
+    (scripted, "teacher is a TorchScript module"),
     (damaged_network, "teacher: has values in 6.weight that are not finite: it is damaged"),
     (lambda: small(0).bfloat16(), "teacher: has .* in bfloat16: call .float"),
 ]

@@ -11,8 +11,8 @@ from test_scripts import assert_refused, metrics, write_teacher
 
 from datafree import models
 from datafree.errors import UserError
+from datafree.extras.several_teachers import MeanOfTeachers, prepare_teacher
 from datafree.networks.bn_statistics import BNStatistics
-from datafree.networks.teacher import MeanOfTeachers, prepare_teacher
 
 TINY = "--dataset digits --epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split()
 BOTH = "--teacher wrn16_1 resnet20 --teacher_ckpt a.pth b.pth --student wrn16_1 --save_dir out".split()
@@ -93,10 +93,12 @@ def test_teachers_that_do_not_fit_each_other_are_refused(cwd):
     write_teacher(cwd / "c.pth", "resnet20", mean=[0.1] * 3, std=[0.2] * 3)
     write_teacher(cwd / "d.pth", mean=[0.3] * 3, std=[0.2] * 3)
     others = "--teacher resnet20 wrn16_1 --teacher_ckpt c.pth d.pth --save_dir no"
-    assert_refused(run_here("bsr_main.py", *TINY, *others.split(), cwd=cwd), "other values of mean")
+    assert_refused(run_here("bsr_main.py", *TINY, *others.split(), cwd=cwd), "the teachers differ in mean")
     write_teacher(cwd / "e.pth", num_classes=7)
     odd = "--dataset none --img_size 32 --teacher resnet20 wrn16_1 --teacher_ckpt b.pth e.pth --save_dir no"
-    assert_refused(run_here("bsr_main.py", *TINY, *odd.split(), cwd=cwd), "the teachers give 10, 7 classes")
+    assert_refused(
+        run_here("bsr_main.py", *TINY, *odd.split(), cwd=cwd), "the teachers differ in classes (10, 7)"
+    )
     assert not (cwd / "no").exists()
     with pytest.raises(UserError, match="3 values for 2 teachers"):
         prepare_teacher(flags(*TINY, *BOTH, "--teacher_args", "a=1", "b=2", "c=3"), torch.device("cpu"))

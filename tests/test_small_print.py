@@ -38,7 +38,6 @@ from datafree.settings import resolve
 from datafree.synthesis import cmi, fast_meta
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
-from datafree.torch_utils import checkpoint
 from datafree.torch_utils.precision import found_precision
 from datafree.torch_utils.random import RandomGenerators
 
@@ -181,17 +180,6 @@ def test_nothing_is_written_to_links_pipes_and_folders_in_place_of_files(tmp_pat
             make(folder / name)
             with pytest.raises(UserError, match="is a link or another thing that no run makes"):
                 refuse_existing(folder, resume=resume, overwrite=not resume)
-
-
-def test_a_checkpoint_is_on_the_disk_before_it_takes_the_others_place(tmp_path, monkeypatch):
-    done = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(
-            os, name, lambda *given, real=real, name=name: (done.append(name), real(*given))[1]
-        )
-    checkpoint.save({"a": 1}, tmp_path / "a.pth")
-    assert done == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
 # Settings

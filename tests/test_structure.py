@@ -193,7 +193,7 @@ def test_a_generator_makes_images_of_any_size(size):
 
 
 def test_distillation_runs_at_an_odd_size():
-    from test_networks import FEW, small
+    from making import FEW, small
 
     _, metrics = datafree.distill(small(0), small(1), **{**FEW, "img_size": 13})
     assert metrics[-1]["repository"] == 42

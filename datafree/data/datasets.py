@@ -1,4 +1,4 @@
-"""Facts about the datasets, importable without torch."""
+"""The datasets: what is known before an image is read. Importable without torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NORMALIZATIONS: dict[str, MeanStd] = {
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is known of a dataset before an image is read.
+    """A dataset.
 
     Args:
-        num_classes, img_size: None where the images themselves tell.
+        num_classes, img_size: None if they depend on the images.
         normalization: a key of `NORMALIZATIONS`.
-        reader: the function that reads a split, `module:function` below `datafree.data`; see
+        reader: the function that reads a split, `module:function` in `datafree.data`; see
             `load.load_split`. Empty for folders of images.
-        flip: whether a mirrored image is still of its class.
-        files, url: what to put where, for the error message when it is not there.
-        folders: of images: how the dataset's own folder may be called; its name by default.
-        test: of images: the folders, one of which is the test split, the first that is there.
+        flip: whether a mirrored image still belongs to its class.
+        files, url: which files to put where, for the error message if they are missing.
+        folders: of image folders: names that the dataset's folder may have; its own name by default.
+        test: of image folders: names of the test split; the first that exists is used.
     """
 
     num_classes: int | None

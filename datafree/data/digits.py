@@ -12,8 +12,7 @@ from datafree.data.image_set import ImageSet, in_memory
 
 
 def read(_dataset: str, split: str, _root: Path, _download: bool) -> ImageSet:
-    """The 1,797 digits, enlarged from 8 to 32 pixels; a fixed stratified fifth
-    of them is the test split."""
+    """The 1,797 digits, enlarged from 8 to 32 pixels; a fixed stratified fifth is the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,11 +1,10 @@
-"""Folders of image files, decoded as 8-bit RGB. Image names and sizes are looked at only where nothing else
-tells."""
+"""Folders of image files, decoded to 8-bit RGB."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,8 +25,8 @@ IN_MEMORY_SIZE = 64  # images up to this many pixels a side are decoded once and
 
 
 def find_split(dataset: str, split: str, root: Path) -> Path:
-    """The folder of a split of an image-folder dataset: `train`, or `test` or `val`, in `root`, or in the
-    dataset's own folder in `root` or `root/torchdata`.
+    """The folder of a dataset's split: `train`, or `test` or `val`, in `root`, or in the dataset's own folder
+    in `root` or `root/torchdata`.
 
     Raises:
         UserError: there is none.
@@ -41,15 +40,14 @@ def find_split(dataset: str, split: str, root: Path) -> Path:
         for name in names:
             if (place / name).is_dir():
                 return place / name
-    url = spec.url
     raise UserError(
         f"no {' or '.join(f'{name}/' for name in names)} in {' or '.join(map(str, places))}: put one "
-        f"folder of images per class there" + (f" (from {url})" if url else "")
+        f"folder of images per class there" + (f" (from {spec.url})" if spec.url else "")
     )
 
 
 def image_classes(folder: Path) -> list[str]:
-    """Names of the classes of a split, in alphabetical order: of its class folders, or in its annotations.
+    """Names of a split's classes in alphabetical order, from its class folders or its annotations.
 
     Raises:
         UserError: there are fewer than two.
@@ -66,14 +64,14 @@ def image_classes(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """Of a class: in its folder or, if there are none, in `images` in that, as Tiny ImageNet has it."""
+    """The images in a class folder or, if there are none, in its folder `images` (Tiny ImageNet)."""
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
     inner = folder / "images"
     return _image_files(inner) if not found and inner.is_dir() else found
 
 
 def _annotated(folder: Path) -> list[tuple[str, Path]]:
-    """The class and the file of each image of a split that has them in one folder, `images`.
+    """The class and the file of each image, if all are in one folder, `images`.
 
     Raises:
         UserError: the annotations cannot be read.
@@ -81,12 +79,12 @@ def _annotated(folder: Path) -> list[tuple[str, Path]]:
     lines = (folder / ANNOTATIONS).read_text(encoding="utf-8", errors="replace").splitlines()
     fields = [line.split("\t") for line in lines if line]
     if not fields or min(map(len, fields)) < 2:
-        raise UserError(f"{folder / ANNOTATIONS} has no class beside each file: put the original there anew")
+        raise UserError(f"{folder / ANNOTATIONS} has no class beside each file: put the original there again")
     return sorted((label, folder / "images" / Path(name).name) for name, label, *_ in fields)
 
 
 def _labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[int, Path]]:
-    """The number of its class and the file of each image of a split."""
+    """The class number and the file of each image in a split."""
     if (folder / ANNOTATIONS).is_file():
         numbers = {name: number for number, name in enumerate(classes)}
         return [(numbers[name], file) for name, file in _annotated(folder)]
@@ -94,8 +92,8 @@ def _labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[int, Pat
 
 
 def probe_img_size(folder: Path) -> int:
-    """Pixels a side for an image folder: the first image's shorter side, rounded down to a multiple of
-    4, where that is small enough for a network of the CIFAR kind; otherwise 224."""
+    """Pixels a side for an image folder: the first image's shorter side, rounded down to a multiple of 4, if
+    that is at most 64; else 224."""
     for _, path in _labelled_files(folder, image_classes(folder)):
         side = min(_open(path).size)
         return max(4, side // 4 * 4) if side <= IN_MEMORY_SIZE else 224
@@ -103,24 +101,24 @@ def probe_img_size(folder: Path) -> int:
 
 
 def _open(path: Path) -> Image.Image:
-    """An image as RGB with 8 bits a channel, whatever its own mode; grey ones of 16 bits are scaled.
+    """An image as RGB with 8 bits a channel; 16-bit grey is scaled.
 
     Raises:
-        UserError: it cannot be read whole, or is as large as only a file made to harm would be.
+        UserError: it cannot be read, or Pillow finds it too large to be harmless.
     """
     try:
         image = Image.open(path)
-        if image.mode.startswith("I"):  # Pillow would cut off what is above 255
+        if image.mode.startswith("I"):  # Pillow would clip values above 255
             grey = np.asarray(image, np.int64).clip(0, 65535) >> 8
             return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for files that are not what they claim
+    except Exception as error:  # Pillow raises many kinds for damaged files
         raise UserError(f"cannot read the image {path} ({error}): replace or remove it") from error
 
 
 def _decode(path: Path, img_size: int) -> Tensor:
-    """uint8 (3, img_size, img_size). Small sizes are stretched; large ones are cut from the middle
-    after the shorter side was resized to 8/7 of the size (256 for 224), as usual for ImageNet."""
+    """uint8 (3, img_size, img_size). Up to 64 pixels, images are stretched; for more, the shorter side is
+    resized to 8/7 of the size (256 for 224) and the centre is cropped, as usual for ImageNet."""
     image = _open(path)
     if image.size != (img_size, img_size):
         if img_size <= IN_MEMORY_SIZE:
@@ -135,7 +133,7 @@ def _decode(path: Path, img_size: int) -> Tensor:
 
 
 def _decode_crop(path: Path, u: Tensor, img_size: int) -> Tensor:
-    """uint8 (3, img_size, img_size): a random crop of the whole image, see `crop_windows`, resized."""
+    """uint8 (3, img_size, img_size): a random crop of the image, see `crop_windows`, resized."""
     image = _open(path)
     width, height = image.size
     rows, columns = crop_windows(u[:, None], TRAINING_SCALE, height / width)
@@ -146,28 +144,8 @@ def _decode_crop(path: Path, u: Tensor, img_size: int) -> Tensor:
     return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
 
 
-@dataclass
-class _FolderReader:
-    files: list[Path]
-    img_size: int
-    workers: int
-    pool: ThreadPoolExecutor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pool = ThreadPoolExecutor(max(1, self.workers))
-
-    def __call__(self, indices: Tensor) -> Tensor:
-        paths = [self.files[index] for index in indices.tolist()]
-        return torch.stack(list(self.pool.map(partial(_decode, img_size=self.img_size), paths)))
-
-    def crops(self, indices: Tensor, u: Tensor) -> Tensor:
-        """See `ImageSet.read_crops`."""
-        paths = [self.files[index] for index in indices.tolist()]
-        return torch.stack(list(self.pool.map(partial(_decode_crop, img_size=self.img_size), paths, u.T)))
-
-
 def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
-    """Images in one folder for each class, or with annotations; the classes in alphabetical order.
+    """Images in one folder per class, or with annotations; the classes in alphabetical order.
 
     Raises:
         UserError: there are none, or one cannot be read.
@@ -177,20 +155,29 @@ def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
     if not found:
         raise UserError(f"{folder} has class folders but no images in them")
     labels, files = zip(*found, strict=True)
-    return _read_files(list(files), torch.tensor(labels), classes, img_size, workers)
+    return _read_files(files, torch.tensor(labels), classes, img_size, workers)
 
 
 def _read_files(
-    files: list[Path], labels: Tensor, classes: Sequence[str], img_size: int, workers: int
+    files: Sequence[Path], labels: Tensor, classes: Sequence[str], img_size: int, workers: int
 ) -> ImageSet:
-    reader = _FolderReader(files, img_size, workers)
+    pool = ThreadPoolExecutor(max(1, workers))
+
+    def read(indices: Tensor) -> Tensor:
+        paths = [files[index] for index in indices.tolist()]
+        return torch.stack(list(pool.map(partial(_decode, img_size=img_size), paths)))
+
+    def read_crops(indices: Tensor, u: Tensor) -> Tensor:
+        paths = [files[index] for index in indices.tolist()]
+        return torch.stack(list(pool.map(partial(_decode_crop, img_size=img_size), paths, u.T)))
+
     if img_size <= IN_MEMORY_SIZE:
-        return in_memory(reader(torch.arange(len(files))), labels, classes)
-    return ImageSet(reader, labels, classes, reader.crops)
+        return in_memory(read(torch.arange(len(files))), labels, classes)
+    return ImageSet(read, labels, classes, read_crops)
 
 
 def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
-    """All images in a folder and its subfolders, without labels: a single class with an empty name.
+    """All images in a folder and its subfolders, without labels: one class with an empty name.
 
     Raises:
         UserError: there is none, or one cannot be read.
@@ -199,13 +186,13 @@ def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
         raise UserError(f"no folder of images at {folder}: check the path")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if not files:
-        raise UserError(f"{folder} has no images in it: name a folder that has")
+        raise UserError(f"{folder} has no images in it: name another folder")
     return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
 
 
 def load_labelled(folder: Path, img_size: int, num_classes: int, workers: int = 4) -> ImageSet:
-    """Images in one folder a class: folders named by numbers, of which some may be missing, are the classes
-    of these numbers; others are all the classes, in alphabetical order.
+    """Images in one folder per class. Folders named by class numbers need not be complete; folders with other
+    names are all the classes, in alphabetical order.
 
     Raises:
         UserError: the folder names fit neither rule, or an image cannot be read.

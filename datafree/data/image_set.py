@@ -1,4 +1,4 @@
-"""Labelled images, as training and evaluation take them."""
+"""Labelled images for training and evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 @dataclass
 class ImageSet:
-    """Labelled images, uint8 (N, 3, H, W), kept in memory or decoded as they are asked for.
+    """Labelled images, uint8 (N, C, H, W), in memory or decoded when they are read.
 
-    `read` maps a tensor of indices to images; `labels` is int64 (N,). Where images are larger than what is
-    read of them, `read_crops` maps indices (n,) and uniform numbers (4, n) to random crops of the whole
-    images."""
+    `read` maps a tensor of indices to images; `labels` is int64 (N,). If the files are larger than the
+    images, `read_crops` maps indices (n,) and uniform numbers (4, n) to random crops of the whole files.
+    """
 
     read: Callable[[Tensor], Tensor]
     labels: Tensor
@@ -27,7 +27,7 @@ class ImageSet:
         return len(self.labels)
 
     def resized(self, img_size: int | None) -> ImageSet:
-        """The same images with so many pixels a side, enlarged or reduced as they are asked for."""
+        """These images with `img_size` pixels a side, resized when they are read."""
         if img_size is None or self.read(torch.tensor([0])).shape[2:] == (img_size, img_size):
             return self
 
@@ -39,7 +39,7 @@ class ImageSet:
         return ImageSet(read, self.labels, self.classes)
 
     def for_channels(self, channels: int) -> ImageSet:
-        """The same images, in grey for 1 channel."""
+        """These images, in grey for 1 channel."""
         if channels == 3:
             return self
 
@@ -57,8 +57,8 @@ class ImageSet:
     def batches(
         self, batch_size: int, order: Tensor | None = None, rng: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and labels, `batch_size` at a time (the last batch may be smaller), in stored order or
-        in the order of the indices given. With `rng`, random crops of them where there are `read_crops`."""
+        """Images and labels, `batch_size` at a time (the last batch may be smaller), in stored order or in
+        the order of the given indices. With `rng`, random crops if there are `read_crops`."""
         order = torch.arange(len(self)) if order is None else order
         for indices in order.split(batch_size):
             if rng is not None and self.read_crops:

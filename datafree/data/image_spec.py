@@ -1,25 +1,26 @@
-"""Facts about the data that distillation needs: classes, image size, normalisation. No image is read."""
+"""What distillation needs to know about the images: classes, size, normalisation. No image is read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datafree.data.augment import Augment, Normalize
-from datafree.data.datasets import NORMALIZATIONS, SPECS
+from datafree.data.datasets import NORMALIZATIONS, SPECS, DatasetSpec
 from datafree.data.image_folders import find_split, image_classes, probe_img_size
 from datafree.errors import UserError, did_you_mean
 from datafree.settings import Data
 
-MAX_SIZE = 2048  # pixels a side, of a recorded image size
-LEAST_STD = 1e-6  # less divides images into numbers that networks cannot compute with
+MIN_SIZE, MAX_SIZE = 8, 2048  # pixels a side
+LEAST_STD = 1e-6  # a smaller one makes numbers that networks cannot compute with
+NO_DATASET = DatasetSpec(None, None, "half")  # --dataset none
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What must be known of the data to distil: nothing of it is an image."""
+    """Everything that distillation knows about the images."""
 
     dataset: str
     classes: tuple[str, ...]
@@ -37,8 +38,7 @@ class ImageSpec:
         return len(self.mean)
 
     def for_channels(self, channels: int) -> ImageSpec:
-        """The same for images of so many channels: a single number is meant for each, and one grey channel
-        has the mean of three."""
+        """This spec for images with 1 or 3 channels: one number is repeated, three are averaged."""
 
         def fit(values: tuple[float, ...]) -> tuple[float, ...]:
             return values if len(values) == channels else (sum(values) / len(values),) * channels
@@ -46,8 +46,8 @@ class ImageSpec:
         return replace(self, mean=fit(self.mean), std=fit(self.std))
 
     def with_classes(self, count: int) -> ImageSpec:
-        """The same, with classes named by their numbers where none are known."""
-        return self if self.classes else replace(self, classes=tuple(str(label) for label in range(count)))
+        """This spec, with numbers as class names if there are no names."""
+        return self if self.classes else replace(self, classes=tuple(map(str, range(count))))
 
     @property
     def normalize(self) -> Normalize:
@@ -58,67 +58,44 @@ class ImageSpec:
         return Augment(self.normalize, self.flip)
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts as plain data, for checkpoints and `config.json`."""
-        return {
-            "dataset": self.dataset,
-            "classes": list(self.classes),
-            "img_size": self.img_size,
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "flip": self.flip,
-        }
+        """Plain data, for checkpoints and `config.json`."""
+        values = asdict(self).items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 def image_spec(settings: Data, split: str, recorded: Mapping[str, Any] | None = None) -> ImageSpec:
-    """Classes, image size and normalisation: from the settings, else from what the teacher's checkpoint
-    records (as those of this project do), else the dataset's own.
+    """The spec from the settings, else from what is recorded, else the dataset's own. With `--dataset none`
+    the classes are unknown, the normalisation is to -1 .. 1, and images may be flipped.
+
+    Args:
+        settings: dataset, image size, normalisation, flips.
+        split: where to look up the classes of an image folder.
+        recorded: from the teacher's checkpoint, see `recorded_spec`.
 
     Raises:
-        UserError: data that should tell are absent, or a value makes no sense.
+        UserError: the data are absent, the image size is unknown, or a value makes no sense.
     """
-    dataset, img_size, flip = settings.dataset, settings.img_size, settings.flip
-    spec = SPECS[dataset]
-    recorded = recorded or {}
-    img_size = img_size or recorded.get("img_size") or spec.img_size
-    if spec.reader:
-        classes = tuple(str(label) for label in range(spec.num_classes or 0))
-    else:  # folders of images
-        folder = find_split(dataset, split, Path(settings.data_root))
-        classes = tuple(image_classes(folder))
+    s, recorded = settings, recorded or {}
+    own = SPECS.get(s.dataset, NO_DATASET)
+    img_size, classes = s.img_size or recorded.get("img_size") or own.img_size, []
+    if own.reader:
+        classes = [str(label) for label in range(own.num_classes or 0)]
+    elif own is not NO_DATASET:
+        folder = find_split(s.dataset, split, Path(s.data_root))
+        classes = image_classes(folder)
         img_size = img_size or probe_img_size(folder)
-    img_size = require_img_size(img_size)
-    own_mean, own_std = NORMALIZATIONS[spec.normalization]
-    mean, std = normalization(settings, recorded.get("mean") or own_mean, recorded.get("std") or own_std)
-    if flip is None:
-        flip = recorded.get("flip", spec.flip)
-    return ImageSpec(dataset, classes, img_size, mean, std, flip)
-
-
-def require_img_size(img_size: int | None) -> int:
-    """The size, if it is large enough for a generator.
-
-    Raises:
-        UserError: it is not.
-    """
-    if img_size is None or img_size < 8:
-        raise UserError(f"images of {img_size} pixels: --img_size must be 8 or more")
-    return img_size
-
-
-def normalization(
-    settings: Data, mean: Sequence[float], std: Sequence[float]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation as the settings say, else those given.
-
-    Raises:
-        UserError: a value makes no sense.
-    """
-    text = settings.mean if settings.mean in NORMALIZATIONS and settings.std is None else settings.std
-    chosen = channel_values("--mean", settings.mean, 0) or tuple(mean)
-    deviations = channel_values("--std", text, 1) or tuple(std)
-    if min(deviations) < LEAST_STD:
-        raise UserError(f"--std {text} has a value that is not {LEAST_STD} or more")
-    return chosen, deviations
+    if img_size is None:
+        raise UserError("the size of the teacher's images is unknown: give --img_size")
+    if img_size < MIN_SIZE:
+        raise UserError(f"images of {img_size} pixels: --img_size must be {MIN_SIZE} or more")
+    own_mean, own_std = NORMALIZATIONS[own.normalization]
+    mean = channel_values("--mean", s.mean, 0) or recorded.get("mean") or own_mean
+    named = s.mean if s.mean in NORMALIZATIONS and s.std is None else s.std
+    std = channel_values("--std", named, 1) or recorded.get("std") or own_std
+    if min(std) < LEAST_STD:
+        raise UserError(f"--std {named} has a value below {LEAST_STD}")
+    flip = recorded.get("flip", own.flip) if s.flip is None else s.flip
+    return ImageSpec(s.dataset, tuple(classes), img_size, tuple(mean), tuple(std), flip)
 
 
 def channel_values(flag: str, text: str | None, index: int) -> tuple[float, ...] | None:
@@ -138,21 +115,20 @@ def channel_values(flag: str, text: str | None, index: int) -> tuple[float, ...]
 
 
 def recorded_spec(content: Any) -> dict[str, Any]:
-    """Image size, normalisation and flips recorded in a checkpoint by `ImageSpec.as_dict`, if any;
-    whatever is not of the right kind is left out."""
+    """Image size, normalisation and flips recorded in a checkpoint by `ImageSpec.as_dict`, without values of
+    another kind, which other people's checkpoints may have under these names."""
     if not isinstance(content, Mapping):
         return {}
-    if isinstance(content.get("facts"), Mapping):
+    if isinstance(content.get("facts"), Mapping):  # of a run
         content = content["facts"]
-    facts: dict[str, Any] = {}
-    if isinstance(content.get("img_size"), int) and 8 <= content["img_size"] <= MAX_SIZE:
-        facts["img_size"] = content["img_size"]
+    found: dict[str, Any] = {}
+    if isinstance(content.get("img_size"), int) and MIN_SIZE <= content["img_size"] <= MAX_SIZE:
+        found["img_size"] = content["img_size"]
     if isinstance(content.get("flip"), bool):
-        facts["flip"] = content["flip"]
-    for name in ("mean", "std"):
+        found["flip"] = content["flip"]
+    for name, low in (("mean", -1e6), ("std", 0.0)):
         values = content.get(name)
         known = isinstance(values, list) and len(values) in (1, 3)
-        low = 0.0 if name == "std" else -1e6  # also what is not a number fails
-        if known and all(isinstance(v, float) and low < v < 1e6 for v in values):
-            facts[name] = tuple(values)
-    return facts
+        if known and all(isinstance(value, float) and low < value < 1e6 for value in values):
+            found[name] = tuple(values)
+    return found

@@ -1,5 +1,5 @@
-"""The images of a dataset's split. Distillation itself reads none of them: only evaluation (the test split)
-and training on real images do."""
+"""The images of a dataset's split. Distillation reads none: only evaluation (the test split) and training on
+real images do."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def load_split(
     download: bool = False,
     workers: int = 4,
 ) -> ImageSet:
-    """Images of one split.
+    """Images of one split. Files of the other split are not opened.
 
     Args:
         dataset: a name in `datasets.SPECS`.
-        split: `"train"` or `"test"`. Files of the other split are not opened.
+        split: `"train"` or `"test"`.
         data_root: folder with the data.
         img_size: pixels a side; the dataset's own by default.
-        download: fetch what is missing, where the dataset has a public address.
+        download: download missing files, if the dataset has a public address.
         workers: threads that decode image files.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images as they are stored, 8 bits a channel, and as networks take them."""
+"""Conversions between stored images, 8 bits a channel, and images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as 8 bits a channel: 255 times the value, truncated."""
+    """Images in [0, 1] with 8 bits a channel: 255 times the value, truncated."""
     return (images * 255).to(torch.uint8)
 
 
@@ -17,5 +17,5 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def noise_like(count: int, shape: tuple[int, int, int]) -> Tensor:
-    """uint8 images (count, C, H, W) of noise, always the same."""
+    """uint8 images (count, C, H, W) of uniform noise from seed 0."""
     return torch.randint(256, (count, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

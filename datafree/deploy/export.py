@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
-from datafree.networks.student_file import EXPORT_CONFIG, SOURCE, TOLD
+from datafree.networks.student_file import EXPORT_CONFIG, SOURCE, USE
 from datafree.results.read import Run
 from datafree.results.stored import NoSamples, read_samples, student_of
 from datafree.runs.files import EXPORTED, STUDENT, STUDENT_BEST
@@ -149,7 +149,7 @@ def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
     """What goes beside `student.safetensors`, so that `networks.portable.load_student` reads the folder:
     files by name, and what the card says of them. A network of the user's own has its file among them."""
     content = checkpoint.read(run.path / (STUDENT_BEST if best else STUDENT))
-    told = EXPORTED | {name: value for name, value in content.items() if name in TOLD}
+    told = EXPORTED | {name: value for name, value in content.items() if name in USE}
     files, text = {}, "\n`datafree.load_student(folder)` reads the student from this folder.\n"
     if content.get("arch_source"):
         files[SOURCE] = content["arch_source"].encode()

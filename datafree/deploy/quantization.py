@@ -21,9 +21,10 @@ from datafree.deploy import int8
 from datafree.deploy.calibration import make_images
 from datafree.deploy.export import Shipped, export, require_folder, write_files
 from datafree.errors import UserError
+from datafree.extras.several_teachers import prepare_teacher
 from datafree.networks.bn_statistics import check_bn_statistics
 from datafree.networks.check import NO_STATISTICS
-from datafree.networks.teacher import Teacher, prepare_teacher
+from datafree.networks.teacher import Teacher
 from datafree.results.read import Run
 from datafree.results.stored import read_samples
 from datafree.settings import QuantizeSettings, Settings

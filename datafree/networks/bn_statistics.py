@@ -1,4 +1,4 @@
-"""The teacher's BatchNorm statistics: what is left in a trained network of its training data."""
+"""The teacher's BatchNorm statistics: what a trained network keeps of its training data."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from torch import Tensor, nn
 from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 
 UNTOUCHED = "the teacher's BatchNorm layers have mean 0 and variance 1 throughout (never trained, or folded)"
-UNLIKE = "the teacher's BatchNorm statistics are not those of its weights (folded, averaged?)"
-REMEDY = "synthesis goes by them, and astray: run training images through it in train mode, and save it again"
-# Of `BNStatistics.mismatch`. Five sound teachers have 0.4 to 1.0 for noise and 0.1 to 0.2 for the images of a
-# first synthesis; where the statistics are folded, averaged or were never updated, 0.7 to 6 and 0.3 to 2.
+UNLIKE = "the teacher's BatchNorm statistics do not fit its weights (folded, averaged?)"
+REMEDY = "samples will be poor. Run training images through the teacher in train mode and save it again"
+# Limits of `BNStatistics.mismatch`. Five sound teachers have 0.4 to 1.0 for noise and 0.1 to 0.2 for the
+# first synthesised images; those with folded, averaged or initial statistics have 0.7 to 6 and 0.3 to 2.
 FAR_FROM_NOISE, FAR_FROM_IMAGES = 0.6, 0.25
 
 
+def layers_with_statistics(network: nn.Module) -> list[nn.BatchNorm2d]:
+    """The BatchNorm2d layers that have running statistics, in the order of the modules."""
+    layers = (layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+    return [layer for layer in layers if layer.running_mean is not None]
+
+
 class _Moments(torch.autograd.Function):
-    """A layer's input (N, C, H, W) as it is, and its mean and biased variance by channel, (C,), at least in
+    """Returns a layer's input (N, C, H, W), and its mean and biased variance per channel, (C,), at least in
     single precision.
 
-    What autograd would do in some ten passes over memory is done in six: the gradient of both moments with
-    respect to the input is, by channel, a constant plus a multiple of the input, and is added to the one
-    that comes from the layers above.
+    Six passes over memory where autograd needs ten: the gradient of both moments with respect to the input
+    is, per channel, a constant plus a multiple of the input.
     """
 
     @staticmethod
@@ -39,7 +44,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, from_above: Tensor, from_mean: Tensor, from_variance: Tensor) -> Tensor:
         inputs, mean = ctx.saved_tensors
-        share = mean.numel() / inputs.numel()  # of an entry in its channel's mean
+        share = mean.numel() / inputs.numel()  # weight of one entry in its channel's mean
         slope = 2 * share * from_variance
         constant = share * from_mean - slope * mean
         gradient = torch.addcmul(constant[:, None, None], inputs, slope[:, None, None])
@@ -57,8 +62,6 @@ class BNStatistics:
     """Distance between the statistics of a batch and those stored in a network's BatchNorm2d layers
     (DeepInversion, Yin et al., CVPR 2020, equation 4; momentum: Fast-Meta, Fang et al., AAAI 2022).
 
-    The batch is measured only inside `capture()`, so that the network costs nothing extra elsewhere.
-
     Args:
         network: in eval mode whenever it is measured.
         momentum: m in [0, 1). With m > 0, from the second call of `update_averages` on the batch's mean
@@ -66,18 +69,14 @@ class BNStatistics:
     """
 
     def __init__(self, network: nn.Module, momentum: float = 0.0):
-        self.layers = [
-            layer
-            for layer in network.modules()
-            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
-        ]
+        self.layers = layers_with_statistics(network)
         self.momentum = momentum
         self._batch: dict[int, tuple[Tensor, Tensor]] = {}
         self._average: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Measure the forward passes of the network inside the block."""
+        """Measure the forward passes of the network inside the block, and only there."""
         handles = [
             layer.register_forward_pre_hook(self._measure(index)) for index, layer in enumerate(self.layers)
         ]
@@ -96,26 +95,28 @@ class BNStatistics:
         return hook
 
     def distance(self) -> Tensor:
-        """Sum over the layers of `||running_var - var||_2 + ||running_mean - mean||_2` of the last
-        forward pass captured; a scalar with a gradient."""
-        m = self.momentum
+        """Sum over the layers of `||running_var - var||_2 + ||running_mean - mean||_2` for the last
+        captured forward pass; a scalar with a gradient."""
         terms = []
         for index, layer in enumerate(self.layers):
-            mean, variance = self._batch[index]
-            if index in self._average:
-                mean_average, variance_average = self._average[index]
-                mean = (1 - m) * mean + m * mean_average
-                variance = (1 - m) * variance + m * variance_average
+            mean, variance = self._mixed(index)
             stored_mean, stored_variance = _stored(layer)
             terms.append(torch.linalg.vector_norm(stored_variance - variance))
             terms.append(torch.linalg.vector_norm(stored_mean - mean))
-        if not terms:
-            return torch.zeros(())
-        return torch.stack(terms).sum()
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    def _mixed(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the last batch in a layer, mixed with any running averages."""
+        mean, variance = self._batch[index]
+        if index in self._average:
+            m, (mean_average, variance_average) = self.momentum, self._average[index]
+            mean = (1 - m) * mean + m * mean_average
+            variance = (1 - m) * variance + m * variance_average
+        return mean, variance
 
     def mismatch(self) -> float:
-        """How unlike those stored the statistics of the last forward pass captured are, about 0.1 for images
-        that fit: the shift of the mean in stored standard deviations, or the power of ten by which the
+        """How far the statistics of the last captured forward pass are from the stored ones, about 0.1 for
+        images that fit: the shift of the mean in stored standard deviations, or the power of ten by which the
         variance is off, whichever is more; medians over the channels of a layer, and then over the layers."""
         shifts, powers = [], []
         for index, layer in enumerate(self.layers):
@@ -128,36 +129,32 @@ class BNStatistics:
 
     @property
     def untouched(self) -> bool:
-        """Whether all layers have the statistics that they were made with: mean 0 and variance 1."""
+        """Whether all layers still have their initial statistics: mean 0 and variance 1."""
         stored = [_stored(layer) for layer in self.layers]
         return bool(stored) and all(not mean.any() and (variance == 1).all() for mean, variance in stored)
 
+    @torch.no_grad()
     def update_averages(self, processes: Processes = SINGLE_PROCESS) -> None:
-        """Take the last batch captured (of several processes, the mean of their statistics) into the
-        running averages (the first one as it is), and let go of it and its graph. To be called at the end
-        of a synthesis."""
-        m = self.momentum
-        if m > 0:
-            processes.all_reduce_mean([value.detach() for pair in self._batch.values() for value in pair])
-            for index, (mean, variance) in self._batch.items():
-                mean, variance = mean.detach(), variance.detach()
-                if index in self._average:
-                    mean_average, variance_average = self._average[index]
-                    mean = m * mean_average + (1 - m) * mean
-                    variance = m * variance_average + (1 - m) * variance
-                self._average[index] = mean, variance
+        """Add the last captured batch (with several processes, the mean of their statistics) to the running
+        averages, and free its graph. Call this at the end of a synthesis."""
+        if self.momentum > 0:
+            self._batch = {index: (m.detach(), v.detach()) for index, (m, v) in self._batch.items()}
+            processes.all_reduce_mean([value for pair in self._batch.values() for value in pair])
+            self._average.update({index: self._mixed(index) for index in self._batch})
         self._batch = {}
 
     def state_dict(self) -> dict:
         return {"average": self._average}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises:
-        ValueError: the averages are not those of this network's layers.
+        """Restore a state returned by `state_dict`.
+
+        Raises:
+            ValueError: the state is from another network.
         """
         for index, pair in state["average"].items():
             if [value.shape for value in pair] != [self.layers[index].running_mean.shape] * 2:
-                raise ValueError(f"the average of BatchNorm layer {index} is not of its shape")
+                raise ValueError(f"the average of BatchNorm layer {index} has the wrong shape")
         self._average = {
             index: tuple(value.to(self.layers[index].running_mean) for value in pair)
             for index, pair in state["average"].items()
@@ -166,24 +163,24 @@ class BNStatistics:
 
 @torch.no_grad()
 def check_bn_statistics(
-    network: nn.Module, noise: Tensor | None = None, made: Tensor | None = None
+    network: nn.Module, noise: Tensor | None = None, synthesised: Tensor | None = None
 ) -> str | None:
-    """What to say of a network whose BatchNorm statistics cannot be those of its weights, or of the one among
-    several teachers; None of one that is sound, or has none.
+    """A warning if the BatchNorm statistics of a teacher, or of one of several, do not fit its weights; None
+    if they do, or if there are none.
 
     Args:
         network: in eval mode.
-        noise, made: images of noise, and synthesised ones, (N, C, H, W), normalised; without them only
-            statistics that were never touched are told.
+        noise, synthesised: images (N, C, H, W), normalised. Without them, only initial statistics are
+            noticed.
     """
     for part in getattr(network, "teachers", [network]):
         statistics = BNStatistics(part)
         if statistics.untouched:
             return f"{UNTOUCHED}: {REMEDY}"
-        if not statistics.layers or noise is None or made is None:
+        if not statistics.layers or noise is None or synthesised is None:
             continue
         far = []
-        for images, limit in ((noise, FAR_FROM_NOISE), (made, FAR_FROM_IMAGES)):
+        for images, limit in ((noise, FAR_FROM_NOISE), (synthesised, FAR_FROM_IMAGES)):
             with statistics.capture():
                 part(images.contiguous(memory_format=torch.channels_last))
             far.append(statistics.mismatch() > limit)

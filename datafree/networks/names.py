@@ -14,21 +14,16 @@ from datafree.models import NAMES
 
 Kind = Literal["own", "timm", "torchvision", "file", "several"]
 AND = " + "  # between several teachers, and between their checkpoints and arguments
-LIBRARIES = ("timm", "torchvision")
-# Keyword arguments of networks that say where weights come from.
+# Keyword arguments of networks that name pretrained weights.
 WEIGHT_ARGUMENTS = (
-    "pretrained",
-    "checkpoint_path",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "weights",
-    "weights_backbone",
+    *("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("weights", "weights_backbone"),
 )
 
 
 @dataclass(frozen=True)
 class NetworkName:
-    """A network's name, parsed once. `str()` gives it as the user wrote it."""
+    """A network's name, parsed once. `str()` returns it as the user wrote it."""
 
     kind: Kind
     target: str  # name in this project or in the library; the factory in a file
@@ -37,10 +32,10 @@ class NetworkName:
 
     @classmethod
     def parse(cls, text: str) -> NetworkName:
-        """Read a name.
+        """Parse a name, or several joined by " + ".
 
         Raises:
-            ValueError: the text names no network; the message is one line with a suggestion.
+            ValueError: the text is no network's name; the message is one line with a suggestion.
         """
         if AND in text and not (".py:" in text and Path(text.rpartition(":")[0]).is_file()):
             parts = tuple(cls.parse(part) for part in text.split(AND))
@@ -103,11 +98,12 @@ def parse_arguments(text: str | None, flag: str) -> dict[str, Any]:
             raise UserError(f"{flag} {text}: {part!r} is not name=value")
         try:
             arguments[name.strip()] = literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):  # which deep ones raise
+        except (ValueError, SyntaxError):
             arguments[name.strip()] = value.strip()
     return arguments
 
 
 def without_weights(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a network that is only to be rebuilt: nothing is fetched or read for it."""
+    """The arguments without those that name pretrained weights: nothing is downloaded or read for a network
+    whose weights are in a checkpoint."""
     return {name: value for name, value in arguments.items() if name not in WEIGHT_ARGUMENTS}

@@ -1,4 +1,4 @@
-"""Penultimate features of any classifier: what goes into its last linear layer."""
+"""Penultimate features of any classifier: the input of its last linear layer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from datafree.errors import UserError, did_you_mean
 
 
 class PenultimateFeatures:
-    """Reads what goes into a network's classifier: the layer that `find_layer` finds.
+    """Records the input of a network's classifier, the layer that `find_layer` finds.
 
     Args:
         network: the classifier.
         layer: name of the layer, as in `named_modules`.
-        images: to find it by a forward pass; without them it is the last `nn.Linear` in the order of
-            the modules.
+        images: (N, C, H, W) for a forward pass that finds the layer; without them it is the last `nn.Linear`
+            in the order of the modules.
 
     Raises:
-        UserError: there is no such layer, or it does not see one row an image.
+        UserError: there is no such layer, or its input does not have one row per image.
     """
 
     def __init__(self, network: nn.Module, layer: str | None = None, images: Tensor | None = None):
@@ -41,14 +41,13 @@ class PenultimateFeatures:
 
     @property
     def value(self) -> Tensor:
-        """(N, dim), of the last forward pass captured."""
+        """(N, dim), from the last captured forward pass."""
         assert self._value is not None, "nothing was captured"
         return self._value
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Inside the block, each forward pass leaves its features, (N, dim), in `value`, with
-        their gradient."""
+        """Inside the block, each forward pass stores its features, (N, dim), in `value`."""
 
         def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._value = inputs[0].flatten(1) if inputs and isinstance(inputs[0], Tensor) else None
@@ -61,8 +60,8 @@ class PenultimateFeatures:
 
 
 def find_layer(network: nn.Module, name: str | None = None, images: Tensor | None = None) -> nn.Module:
-    """The layer whose input are the features: the one named, or else the linear one that a forward pass of
-    `images` gets its logits from, or else the last one that it uses (the last there is, without images).
+    """The layer whose input is the features: the named one; else the linear layer whose output is the logits
+    in a forward pass of `images`; else the last linear layer used there (without images, the last one).
 
     Raises:
         UserError: there is none.
@@ -89,7 +88,7 @@ def find_layer(network: nn.Module, name: str | None = None, images: Tensor | Non
         linear = [layer for layer, output in used if output is logits] or [layer for layer, _ in used]
     if not linear:
         raise UserError(
-            f"{type(network).__name__} has no linear layer to take features from: name the layer whose input "
-            "they are with --feature_layer"
+            f"{type(network).__name__} has no linear layer to take features from: name a layer with "
+            "--feature_layer; its input is then the features"
         )
     return linear[-1]

@@ -139,7 +139,8 @@ class RunFolder:
         self._write(METRICS, "".join(kept[number] + "\n" for number in sorted(kept)))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True, require=self._lock.require)
+        self._lock.require()
+        checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
 
     def remove_checkpoints(self) -> None:
         """Of a run that will not be continued."""
@@ -147,7 +148,8 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def save_student(self, content: dict[str, Any], name: str = STUDENT) -> None:
-        checkpoint.save(content, self.path / name, require=self._lock.require)
+        self._lock.require()
+        checkpoint.save(content, self.path / name)
 
     def save_samples(self, epoch: int, repository: SampleRepository, classes: Sequence[str]) -> None:
         """A contact sheet of the newest samples of each class after `epoch` epochs."""

@@ -17,8 +17,8 @@ from datafree.data.image_folders import load_folder
 from datafree.data.image_set import ImageSet
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.errors import UserError, did_you_mean
-from datafree.networks.build import arguments_of, build, source_of
-from datafree.networks.check import check_network, probe_input
+from datafree.networks.build import arguments_of, build, input_channels, source_of
+from datafree.networks.check import check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
@@ -64,7 +64,7 @@ def train(settings: TrainSettings, output: Path) -> None:
     arguments = parse_arguments(s.model_args, "--model_args")
     network = build(s.model, "--model", facts.num_classes, None, arguments, s.pretrained).to(run.device)
     source = source_of(s.model)
-    channels, _ = probe_input(network.eval(), None, facts.img_size, run.device)
+    channels = input_channels(network) or 3
     found = check_network(network, f"--model {s.model}", channels, facts.img_size, run.device, trained=True)
     if found.num_classes != facts.num_classes:
         raise UserError(other_classes("model", s.model, found.num_classes, facts.num_classes))
@@ -156,7 +156,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
     state = state_of(content, file)
     arguments = {**arguments_of(s.model, state), **parse_arguments(s.model_args, "--model_args")}
     network = build(s.model, "--model", facts.num_classes, None, arguments).to(run.device)
-    channels, _ = probe_input(network.eval(), None, facts.img_size, run.device)
+    channels = input_channels(network) or 3
     facts = facts.for_channels(channels)
     checkpoint.load_network(network, state, file, f"{s.model} with {facts.num_classes} classes")
     images = run.load_split(s.dataset, "test", facts.img_size).for_channels(channels)

@@ -17,12 +17,13 @@ from datafree.data.load import load_split
 from datafree.errors import UserError
 from datafree.evaluation import Evaluator
 from datafree.extras.pruned import keep_zeros, zeros_of
+from datafree.extras.several_teachers import prepare_teacher
 from datafree.methods import METHODS
 from datafree.networks.build import arguments_of, build, source_of
 from datafree.networks.check import NO_STATISTICS, check_network, settle_layout
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import require_storable
-from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
+from datafree.networks.teacher import Teacher, other_classes
 from datafree.runs.files import STUDENT
 from datafree.runs.folder import RunFolder, require_tensorboard
 from datafree.runs.lock import RunLock, refuse_existing
