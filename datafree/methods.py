@@ -1,4 +1,4 @@
-"""The methods by name: who synthesises, which settings each takes, and its published settings. Imports
+"""The methods by name: their synthesizers, the settings they take, and their published settings. Imports
 nothing heavy."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ class Method:
     """One method.
 
     Args:
-        synthesizer: the class that makes its samples, `module:Class` below `datafree.synthesis`.
+        synthesizer: the class that synthesises its samples, `module:Class` below `datafree.synthesis`.
         takes: the settings of synthesis that have an effect on it.
-        defaults: its published settings where they differ from those of `bsr`.
-        stores: whether the student learns from stored samples, or else from fresh ones.
+        defaults: its published settings that differ from the defaults in `settings.Settings`.
+        stores: whether the student learns from stored samples or from fresh ones.
         divergence: what the student minimises, see `losses.divergence`.
         nz: length of a latent code.
-        start: how wide its generator starts, see `models.generator.Generator`.
-        T: the temperature of KD where it is fixed, whatever `--T` says.
-        rates: published `lr_g` and `lr_z` by `g_steps`, for those who give `g_steps`.
+        start: width at the start of its generator, see `models.generator.Generator`.
+        T: the temperature of KD if it is fixed; `--T` then has no effect.
+        rates: published `lr_g` and `lr_z` by `g_steps`, used when `g_steps` is given.
         by_teacher, by_dataset: published settings for some teachers and data sets.
     """
 
@@ -38,7 +38,7 @@ class Method:
     by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The published settings, for those that are not given."""
+        """The published settings, without those that are given."""
         of_teacher = self.by_teacher.get(str(given.get("teacher")), {})
         chosen = {**self.defaults, **of_teacher, **self.by_dataset.get(given.get("dataset", ""), {})}
         if given.get("g_steps") in self.rates:
@@ -46,7 +46,7 @@ class Method:
         return {name: value for name, value in chosen.items() if name not in given}
 
 
-# What bsr, fast_meta, fast and (without latent codes) nayer take, whose loss is one; what the meta step adds.
+# Settings of the loss that bsr, fast_meta, fast and (without latent codes) nayer share; of the meta step.
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
 _META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
 _RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
@@ -54,7 +54,7 @@ _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 
 
 def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl") -> Method:
-    """A method whose generator is trained on against the student, and makes its fresh samples."""
+    """A method whose generator is trained against the student and generates its fresh samples."""
     takes = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance", "ema_generator")
     common = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
     synthesizer, settings = "generative:GenerativeSynthesizer", {**common, **defaults}
@@ -62,7 +62,7 @@ def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl"
 
 
 METHODS = {
-    "bsr": Method("fast_meta:FastMetaSynthesizer", _META),
+    "bsr": Method("fast_meta:FastMetaSynthesizer", _META, {"dlw": True, "blg": True, "iho": True}),
     "fast_meta": Method(
         "fast_meta:FastMetaSynthesizer",
         (*_META, "cmi_init"),
@@ -106,24 +106,30 @@ METHODS = {
 }
 
 
+def taken_by(setting: str) -> list[str]:
+    """The methods that a setting of synthesis has an effect on; empty for other settings."""
+    return [name for name, method in METHODS.items() if setting in method.takes]
+
+
 def synthesis_settings() -> tuple[str, ...]:
     """The settings of synthesis that some method takes."""
     return tuple(dict.fromkeys(name for method in METHODS.values() for name in method.takes))
 
 
-def published_settings() -> list[tuple[str, str]]:
-    """For each method that has some, its published settings as flags where they differ from the defaults."""
-    lines = []
+def published_settings() -> dict[str, str]:
+    """The published settings of each method as flags, where they differ from the defaults."""
+
+    def flags(values: Mapping[str, Any]) -> str:
+        words = (f"--{name}" if value is True else f"--{name} {value:g}" for name, value in values.items())
+        return " ".join(words)
+
+    lines = {}
     for name, method in METHODS.items():
-        own = " ".join(f"--{flag} {value:g}" for flag, value in method.defaults.items())
-        flags = [own] if own else []
-        rates = "; ".join(f"{steps} steps {g:g}, {z:g}" for steps, (g, z) in method.rates.items())
-        if rates:
-            flags.append(f"--lr_g, --lr_z by --g_steps: {rates}")
-        for flag, some in (("teacher", method.by_teacher), ("dataset", method.by_dataset)):
-            for which, values in some.items():
-                those = " ".join(f"--{name} {value:g}" for name, value in values.items())
-                flags.append(f"{those} for --{flag} {which}")
-        if flags:
-            lines.append((name, "; ".join(flags)))
+        parts = [flags(method.defaults)] if method.defaults else []
+        for steps, (lr_g, lr_z) in method.rates.items():
+            parts.append(f"{flags({'lr_g': lr_g, 'lr_z': lr_z})} with --g_steps {steps}")
+        for which in ("teacher", "dataset"):
+            for value, values in getattr(method, f"by_{which}").items():
+                parts.append(f"{flags(values)} with --{which} {value}")
+        lines[name] = "; ".join(parts)
     return lines

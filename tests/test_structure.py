@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_here
+from datafree.kinds import settings_of
 from making import flags
 from test_methods import classifier
 from test_scripts import assert_refused
@@ -23,7 +24,6 @@ import datafree
 from datafree.cli.bsr import build_parser
 from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
-from datafree.kinds import settings_of
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.results.read import Run
