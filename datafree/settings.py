@@ -556,11 +556,12 @@ def _warnings(s: Settings, given: Mapping[str, Any]) -> list[str]:
         unused = [name for name in names if name in given]
         if applies and unused:
             found.append(f"{_flags(unused)} {'has' if len(unused) == 1 else 'have'} no effect {why}")
-    on = " and ".join(name for name in COMPONENTS if given.get(name)).upper()
+    on = [name for name in COMPONENTS if given.get(name)]
     rest = [name for name in COMPONENTS if name not in given and getattr(s, name)]
     if on and rest:
-        also = f"{s.method} also has {' and '.join(rest).upper()}"
-        found.append(f"{also}: add {_flags(f'no-{name}' for name in rest)} for {on} alone, as published")
+        also, alone = (" and ".join(map(str.upper, names)) for names in (rest, on))
+        off = _flags(f"no-{name}" for name in rest)
+        found.append(f"{s.method} also has {also}: add {off} for {alone} alone, as published")
     if s.dlw and s.dlw_mode == "dynamic" and s.adv == 0:
         found.append("with --adv 0 alpha never rises: there is no adversarial loss")
     return found
