@@ -116,11 +116,10 @@ Fraction = Annotated[float, _number(float, "in [0, 1)", lambda x: 0 <= x < 1)]
 
 def read(word: str, kind: Any) -> Any:
     """A word of the command line as a value of one of the types above. Raises ValueError with one line."""
-    plain, (check,) = kind.__origin__, kind.__metadata__
-    convert = {int: int, float: float, bool: {"True": True, "False": False}.__getitem__}.get(plain, str)
-    value: Any = word
-    with suppress(ValueError, KeyError):  # `check` refuses such a word, or reads it (4GB)
-        value = convert(word)
+    plain, check = kind.__origin__, kind.__metadata__[0]
+    value: Any = {"True": True, "False": False}.get(word, word) if plain is bool else word
+    with suppress(ValueError):  # the check refuses such a word, or reads it (4GB)
+        value = plain(word) if plain in (int, float) else value
     return check(value)
 
 

@@ -38,17 +38,17 @@ class Parser(argparse.ArgumentParser):
         groups = {title: self.add_argument_group(title) for title in titles}
         for name, one in self.settings.items():
             default = f" (default: {one.default_text})" if one.default_text else ""
-            common = {"dest": name, "default": argparse.SUPPRESS}
-            options: dict[str, Any] = {"help": (one.help + default).replace("%", "%%"), "nargs": one.nargs}
+            common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+            options = {**common, "help": (one.help + default).replace("%", "%%"), "nargs": one.nargs}
             options["metavar"] = {int: "N", float: "X", bool: "True|False"}.get(one.kind.__origin__)
             if one.kind == Switch:  # --flag, --flag True, --flag False, --no-flag
-                off = {"action": "store_const", "const": "False", "help": argparse.SUPPRESS}
-                groups[one.group].add_argument(f"--no-{name}", **common, **off)
+                off = {**common, "action": "store_const", "const": "False", "help": argparse.SUPPRESS}
+                groups[one.group].add_argument(f"--no-{name}", **off)
                 options |= {"nargs": "?", "const": "True"}
             elif one.nargs == "?":
                 options["const"] = ""
             flags = [f"--{name}", one.also] if one.also else [f"--{name}"]
-            groups[one.group].add_argument(*flags, **common, **options)
+            groups[one.group].add_argument(*flags, **options)
 
     def given(self, words: Sequence[str] | None = None) -> dict[str, Any]:
         """The settings on the command line, by name, and no others."""
