@@ -21,8 +21,7 @@ class Method:
         nz: length of a latent code.
         start: width at the start of its generator, see `models.generator.Generator`.
         T: the temperature of KD if it is fixed; `--T` then has no effect.
-        rates: published `lr_g` and `lr_z` by `g_steps`, used when `g_steps` is given.
-        by_teacher, by_dataset: published settings for some teachers and data sets.
+        special: other published settings for some values of other settings, such as a data set.
     """
 
     synthesizer: str
@@ -33,23 +32,24 @@ class Method:
     nz: int = 256
     start: int = 2
     T: float | None = None
-    rates: dict[int, tuple[float, float]] = field(default_factory=dict)
-    by_teacher: dict[str, dict[str, Any]] = field(default_factory=dict)
-    by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    special: dict[tuple[str, Any], dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The published settings, without those that are given."""
-        of_teacher = self.by_teacher.get(str(given.get("teacher")), {})
-        chosen = {**self.defaults, **of_teacher, **self.by_dataset.get(given.get("dataset", ""), {})}
-        if given.get("g_steps") in self.rates:
-            chosen["lr_g"], chosen["lr_z"] = self.rates[given["g_steps"]]
+        chosen = dict(self.defaults)
+        for (name, value), settings in self.special.items():
+            if str(given.get(name)) == str(value):
+                chosen |= settings
         return {name: value for name, value in chosen.items() if name not in given}
 
 
 # Settings of the loss that bsr, fast_meta, fast and (without latent codes) nayer share; of the meta step.
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
 _META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
-_RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
+_RATES: dict[tuple[str, Any], dict[str, Any]] = {
+    ("g_steps", 2): {"lr_g": 5e-3, "lr_z": 0.015},
+    ("g_steps", 5): {"lr_g": 3e-3, "lr_z": 0.01},
+}
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 
 
@@ -67,10 +67,9 @@ METHODS = {
         "fast_meta:FastMetaSynthesizer",
         (*_META, "cmi_init"),
         {"epochs": 220},
-        rates=_RATES,
-        by_teacher={"wrn40_2": {"oh": 0.4}},
+        special={**_RATES, ("teacher", "wrn40_2"): {"oh": 0.4}},
     ),
-    "fast": Method("fast_meta:FastSynthesizer", (*_FAST, "cmi_init"), {"epochs": 220}, rates=_RATES),
+    "fast": Method("fast_meta:FastSynthesizer", (*_FAST, "cmi_init"), {"epochs": 220}, special=_RATES),
     "cmi": Method(
         "cmi:CMISynthesizer",
         ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "cr", "cr_T", "cmi_init"),
@@ -85,17 +84,11 @@ METHODS = {
         "nayer:NayerSynthesizer",
         (*(name for name in _FAST if name != "lr_z"), "g_loops", "gwp_loops", "g_life", "label_embedding"),
         {"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
-        by_dataset={
-            "cifar100": {"g_steps": 40},
-            "tiny_imagenet": {
-                "batch_size": 256,
-                "synthesis_batch_size": 200,
-                "g_steps": 60,
-                "g_loops": 4,
-                "gwp_loops": 20,
-                "kd_steps": 1000,
-                "ep_steps": 1000,
-                "lr": 0.1,
+        special={
+            ("dataset", "cifar100"): {"g_steps": 40},
+            ("dataset", "tiny_imagenet"): {
+                **{"batch_size": 256, "synthesis_batch_size": 200, "kd_steps": 1000, "ep_steps": 1000},
+                **{"g_steps": 60, "g_loops": 4, "gwp_loops": 20, "lr": 0.1},
             },
         },
     ),
@@ -123,13 +116,8 @@ def published_settings() -> dict[str, str]:
         words = (f"--{name}" if value is True else f"--{name} {value:g}" for name, value in values.items())
         return " ".join(words)
 
-    lines = {}
+    published = {}
     for name, method in METHODS.items():
-        parts = [flags(method.defaults)] if method.defaults else []
-        for steps, (lr_g, lr_z) in method.rates.items():
-            parts.append(f"{flags({'lr_g': lr_g, 'lr_z': lr_z})} with --g_steps {steps}")
-        for which in ("teacher", "dataset"):
-            for value, values in getattr(method, f"by_{which}").items():
-                parts.append(f"{flags(values)} with --{which} {value}")
-        lines[name] = "; ".join(parts)
-    return lines
+        special = (f"{flags(values)} with --{one} {value}" for (one, value), values in method.special.items())
+        published[name] = "; ".join(filter(None, (flags(method.defaults), *special)))
+    return published

@@ -34,13 +34,10 @@ def _number(kind: type, what: str, fits: Callable[[Any], bool]) -> Callable[[Any
     return check
 
 
-def _instance(kind: type, what: str) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise ValueError(f"{value!r} is not {what}")
-        return value
-
-    return check
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")
+    return value
 
 
 def _one_of(*known: Any) -> Callable[[Any], Any]:
@@ -88,7 +85,6 @@ def _network(value: Any) -> NetworkName:
 
 # The types of settings: a Python type, and a check that returns a value as the setting stores it, or raises
 # ValueError with one line that says what is wrong.
-_text = _instance(str, "a string")
 _whole = _number(int, "a whole number, 0 or more", lambda n: n >= 0)
 Text = Annotated[str, _text]
 Folder = Annotated[str, _folder]
@@ -101,7 +97,7 @@ DatasetOrNone = Annotated[str, _one_of(*SPECS, "none")]
 Network = Annotated[NetworkName, _network]
 Networks = Annotated[NetworkName, _networks]  # one, or several teachers joined by " + "
 OwnNetwork = Annotated[NetworkName, lambda name: _network(_one_of(*NAMES)(str(name)))]
-Switch = Annotated[bool, _instance(bool, "True or False")]
+Switch = Annotated[bool, _one_of(True, False)]
 Whole = Annotated[int, _whole]
 Count = Annotated[int, _number(int, "a whole number above 0", lambda n: n > 0)]
 Bit = Annotated[int, _one_of(0, 1)]
@@ -129,7 +125,7 @@ class Setting:
 
     Args:
         default: None for what is found later; `help` then says what.
-        help: its meaning, for `--help` and docs/flags.md.
+        help: its meaning, for `--help` and docs/flags.md; methods and default are added to it.
         uses: letters. r: a run can only be resumed with the same value; t: runs with different values are
             different rows of a table; l: `datafree.distill` takes it.
         group: the heading above it in `--help`; by default that of the setting above it.
@@ -151,11 +147,6 @@ class Setting:
         """A value from Python as it is stored. Raises ValueError with one line."""
         return self.kind.__metadata__[0](value)
 
-    @property
-    def default_text(self) -> str:
-        """The default for `--help`; empty for what `help` says in words and for switches that are off."""
-        return "" if self.default in (None, "") or self.default is False else str(self.default)
-
 
 def setting(*args: Any, **more: Any) -> Any:
     """A field of the dataclasses below; see `Setting`."""
@@ -163,15 +154,16 @@ def setting(*args: Any, **more: Any) -> Any:
 
 
 def settings_of(owner: type) -> list[Setting]:
-    """The settings of a command."""
+    """The settings of a command, from its dataclass."""
     found: list[Setting] = []
     hints = get_type_hints(owner, include_extras=True)
     for one in dataclasses.fields(owner):
         own, kind, takers = one.metadata["setting"], hints[one.name], taken_by(one.name)
         kind = kind if hasattr(kind, "__metadata__") else get_args(kind)[0]  # of `X | None`
-        help = f"{own.help} ({', '.join(takers)})" if 0 < len(takers) < len(METHODS) else own.help
-        group = own.group or found[-1].group
-        found.append(replace(own, name=one.name, kind=kind, help=help, group=group))
+        some = f" ({', '.join(takers)})" if 0 < len(takers) < len(METHODS) else ""
+        plain = one.default is None or one.default is False or one.default == ""
+        help = own.help + some + ("" if plain else f" (default: {one.default})")
+        found.append(replace(own, name=one.name, kind=kind, help=help, group=own.group or found[-1].group))
     return found
 
 
@@ -282,7 +274,7 @@ class Machine:
 
     amp: Precision = setting(
         "off",
-        "off, bf16 (all networks), fp16 (trained networks), auto (bf16 if supported)",
+        "off, bf16 (all networks), fp16 (trained ones), auto (bf16 if possible)",
         group="precision and device",
     )
     fp16: Switch = setting(False, "short for --amp fp16", "")
@@ -342,9 +334,7 @@ class Settings(Machine, Training, Synthesis):
         None, "memory for images, such as 4GB; others are read from the run folder (default: no limit)", ""
     )
     reuse_teacher: Memory | None = setting(
-        None,
-        "memory, such as 1GB, to keep the teacher's logits of views of stored images up to 64 pixels",
-        "l",
+        None, "memory, such as 1GB, for the teacher's logits of views of images of up to 64 pixels", "l"
     )
     deterministic: Switch = setting(False, "bit-identical results on CUDA too (images up to 64 pixels)", "r")
 
@@ -426,6 +416,7 @@ RealSettings = TypeVar("RealSettings", TrainSettings, KDSettings)
 FIELDS = settings_of(Settings)
 TABLE = tuple(dict.fromkeys(one.name for one in (*FIELDS, *settings_of(KDSettings)) if "t" in one.uses))
 LIBRARY = tuple(one.name for one in FIELDS if "l" in one.uses)
+CONTRADICT = "contradict each other: choose one"
 COMPONENTS = ("dlw", "blg", "iho")
 
 
@@ -483,11 +474,8 @@ def resolve_training(settings: AnyTraining) -> AnyTraining:
     s: Any = settings
     _refuse(
         (s.batch_size < 2, "--batch_size 1: a batch needs 2 images or more, for BatchNorm's statistics"),
-        (s.resume is not None and s.overwrite, "--resume and --overwrite contradict each other: choose one"),
-        (
-            s.fp16 and s.amp not in ("off", "fp16"),
-            f"--fp16 and --amp {s.amp} contradict each other: choose one",
-        ),
+        (s.resume is not None and s.overwrite, f"--resume and --overwrite {CONTRADICT}"),
+        (s.fp16 and s.amp not in ("off", "fp16"), f"--fp16 and --amp {s.amp} {CONTRADICT}"),
     )
     return replace(s, amp="fp16" if s.fp16 else s.amp)
 
@@ -522,10 +510,7 @@ def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
         (no_images and s.evaluate_only, "--evaluate_only has no test images: add --eval_folder"),
         (no_images and s.test_teacher, "--test_teacher has no test images: add --eval_folder"),
         (nothing, f"{s.method} has nothing to optimise: give one of {_flags(losses)} a weight"),
-        (
-            s.student_ckpt and s.pretrained,
-            "--student_ckpt and --pretrained contradict each other: choose one",
-        ),
+        (s.student_ckpt and s.pretrained, f"--student_ckpt and --pretrained {CONTRADICT}"),
         (s.keep_zeros and not s.student_ckpt, "--keep_zeros needs weights that are zero: add --student_ckpt"),
         (s.epochs and s.warmup > s.epochs, f"--warmup {s.warmup} is beyond --epochs {s.epochs}: lower it"),
         (s.oh_memory_size < 2, "--oh_memory_size 1 leaves nothing to compare with: use 2 or more"),

@@ -45,13 +45,13 @@ def flags_page() -> str:
         page += f"\n## {title}\n"
         settings = settings_of(owner)
         for group in dict.fromkeys(one.group for one in settings):
-            page += f"\n### {group[0].upper()}{group[1:]}\n\n| flag | default | meaning | |\n"
-            page += "| --- | --- | --- | --- |\n"
+            page += f"\n### {group[0].upper()}{group[1:]}\n\n| flag | meaning | |\n"
+            page += "| --- | --- | --- |\n"
             for one in settings:
                 if one.group == group:
                     flags = f"`--{one.name}`" + (f", `{one.also}`" if one.also else "")
                     uses = " ".join(letter for letter in one.uses if letter in letters)
-                    page += f"| {flags} | {one.default_text} | {one.help} | {uses} |\n"
+                    page += f"| {flags} | {one.help} | {uses} |\n"
     page += END
     for name, published in published_settings().items():
         takes = " ".join(f"`--{flag}`" for flag in METHODS[name].takes)

@@ -37,9 +37,8 @@ class Parser(argparse.ArgumentParser):
         titles = dict.fromkeys(one.group for one in self.settings.values())
         groups = {title: self.add_argument_group(title) for title in titles}
         for name, one in self.settings.items():
-            default = f" (default: {one.default_text})" if one.default_text else ""
             common: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
-            options = {**common, "help": (one.help + default).replace("%", "%%"), "nargs": one.nargs}
+            options = {**common, "help": one.help.replace("%", "%%"), "nargs": one.nargs}
             options["metavar"] = {int: "N", float: "X", bool: "True|False"}.get(one.kind.__origin__)
             if one.kind == Switch:  # --flag, --flag True, --flag False, --no-flag
                 off = {**common, "action": "store_const", "const": "False", "help": argparse.SUPPRESS}
