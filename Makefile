@@ -1,7 +1,7 @@
 # make demo     install, train a teacher on digits, distil a student from it (SEED=0)
 # make test     install, run the tests
 # make lint     install, run linter, formatter (as a check) and type checker
-# make derive   install, write docs/flags.md and datafree/keywords.pyi anew from the settings
+# make derive   install, write docs/flags.md anew from the settings
 # make results  install, draw the figures in show_result/ and write the tables of the pages anew from results/
 # make bench    install, compare speed and memory with the obvious implementation
 # make soak     install, kill a run 25 times and see that it ends as one that was never stopped; then read

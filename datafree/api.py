@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -23,15 +23,10 @@ from datafree.evaluation import Evaluation, HeldOut
 from datafree.methods import METHODS
 from datafree.networks.check import NO_STATISTICS, check_network, require_usable
 from datafree.runs.measure import MeasuredDistiller
-from datafree.settings import FIELDS, LIBRARY, check, resolve
+from datafree.settings import FIELDS, LIBRARY, Settings, check, resolve
 from datafree.synthesis.base import frozen
 from datafree.torch_utils.precision import found_precision
 from datafree.torch_utils.random import random_state_kept
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from datafree.keywords import Keywords
 
 
 def distill(
@@ -44,7 +39,7 @@ def distill(
     flip: bool = True,
     evaluate: Callable[[nn.Module], float] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    **given: Unpack[Keywords],
+    **given: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Distil a student from a teacher without data (BSR, unless `method` says otherwise).
 
@@ -151,10 +146,11 @@ def _signature() -> inspect.Signature:
     """That of `distill`, with every setting in place of `**given`."""
     own = [one for one in inspect.signature(distill).parameters.values() if one.name != "given"]
     keyword = inspect.Parameter.KEYWORD_ONLY
+    types = get_type_hints(Settings)
     own += [
-        inspect.Parameter(one.name, keyword, default=one.default, annotation=one.type)
+        inspect.Parameter(one.name, keyword, default=one.default, annotation=types[one.name])
         for one in FIELDS
-        if one.traits.library
+        if one.name in LIBRARY
     ]
     return inspect.signature(distill).replace(parameters=own)
 

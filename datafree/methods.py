@@ -1,4 +1,4 @@
-"""The methods by name: who synthesises, which settings each takes, and its published settings. Imports
+"""The methods by name: their synthesizers, the settings they take, and their published settings. Imports
 nothing heavy."""
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ class Method:
     """One method.
 
     Args:
-        synthesizer: the class that makes its samples, `module:Class` below `datafree.synthesis`.
+        synthesizer: the class that synthesises its samples, `module:Class` below `datafree.synthesis`.
         takes: the settings of synthesis that have an effect on it.
-        defaults: its published settings where they differ from those of `bsr`.
-        stores: whether the student learns from stored samples, or else from fresh ones.
+        defaults: its published settings that differ from the defaults in `settings.Settings`.
+        stores: whether the student learns from stored samples or from fresh ones.
         divergence: what the student minimises, see `losses.divergence`.
         nz: length of a latent code.
-        start: how wide its generator starts, see `models.generator.Generator`.
-        T: the temperature of KD where it is fixed, whatever `--T` says.
-        rates: published `lr_g` and `lr_z` by `g_steps`, for those who give `g_steps`.
-        by_teacher, by_dataset: published settings for some teachers and data sets.
+        start: width at the start of its generator, see `models.generator.Generator`.
+        T: the temperature of KD if it is fixed; `--T` then has no effect.
+        special: other published settings for some values of other settings, such as a data set.
     """
 
     synthesizer: str
@@ -33,28 +32,29 @@ class Method:
     nz: int = 256
     start: int = 2
     T: float | None = None
-    rates: dict[int, tuple[float, float]] = field(default_factory=dict)
-    by_teacher: dict[str, dict[str, Any]] = field(default_factory=dict)
-    by_dataset: dict[str, dict[str, Any]] = field(default_factory=dict)
+    special: dict[tuple[str, Any], dict[str, Any]] = field(default_factory=dict)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The published settings, for those that are not given."""
-        of_teacher = self.by_teacher.get(str(given.get("teacher")), {})
-        chosen = {**self.defaults, **of_teacher, **self.by_dataset.get(given.get("dataset", ""), {})}
-        if given.get("g_steps") in self.rates:
-            chosen["lr_g"], chosen["lr_z"] = self.rates[given["g_steps"]]
+        """The published settings, without those that are given."""
+        chosen = dict(self.defaults)
+        for (name, value), settings in self.special.items():
+            if str(given.get(name)) == str(value):
+                chosen |= settings
         return {name: value for name, value in chosen.items() if name not in given}
 
 
-# What bsr, fast_meta, fast and (without latent codes) nayer take, whose loss is one; what the meta step adds.
+# Settings of the loss that bsr, fast_meta, fast and (without latent codes) nayer share; of the meta step.
 _FAST = ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "bn_mmt")
 _META = (*_FAST, "reset_l0", "reset_bn", "is_maml")
-_RATES = {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
+_RATES: dict[tuple[str, Any], dict[str, Any]] = {
+    ("g_steps", 2): {"lr_g": 5e-3, "lr_z": 0.015},
+    ("g_steps", 5): {"lr_g": 3e-3, "lr_z": 0.01},
+}
 _COMMON = {"epochs": 200, "warmup": 0, "lr": 0.1}
 
 
 def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl") -> Method:
-    """A method whose generator is trained on against the student, and makes its fresh samples."""
+    """A method whose generator is trained against the student and generates its fresh samples."""
     takes = ("g_steps", "lr_g", "adv", "bn", "oh", "act", "balance", "ema_generator")
     common = {**_COMMON, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0}
     synthesizer, settings = "generative:GenerativeSynthesizer", {**common, **defaults}
@@ -62,15 +62,14 @@ def _adversarial(defaults: dict[str, Any], nz: int = 256, divergence: str = "kl"
 
 
 METHODS = {
-    "bsr": Method("fast_meta:FastMetaSynthesizer", _META),
+    "bsr": Method("fast_meta:FastMetaSynthesizer", _META, {"dlw": True, "blg": True, "iho": True}),
     "fast_meta": Method(
         "fast_meta:FastMetaSynthesizer",
         (*_META, "cmi_init"),
         {"epochs": 220},
-        rates=_RATES,
-        by_teacher={"wrn40_2": {"oh": 0.4}},
+        special={**_RATES, ("teacher", "wrn40_2"): {"oh": 0.4}},
     ),
-    "fast": Method("fast_meta:FastSynthesizer", (*_FAST, "cmi_init"), {"epochs": 220}, rates=_RATES),
+    "fast": Method("fast_meta:FastSynthesizer", (*_FAST, "cmi_init"), {"epochs": 220}, special=_RATES),
     "cmi": Method(
         "cmi:CMISynthesizer",
         ("g_steps", "lr_g", "lr_z", "adv", "bn", "oh", "cr", "cr_T", "cmi_init"),
@@ -85,17 +84,11 @@ METHODS = {
         "nayer:NayerSynthesizer",
         (*(name for name in _FAST if name != "lr_z"), "g_loops", "gwp_loops", "g_life", "label_embedding"),
         {"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
-        by_dataset={
-            "cifar100": {"g_steps": 40},
-            "tiny_imagenet": {
-                "batch_size": 256,
-                "synthesis_batch_size": 200,
-                "g_steps": 60,
-                "g_loops": 4,
-                "gwp_loops": 20,
-                "kd_steps": 1000,
-                "ep_steps": 1000,
-                "lr": 0.1,
+        special={
+            ("dataset", "cifar100"): {"g_steps": 40},
+            ("dataset", "tiny_imagenet"): {
+                **{"batch_size": 256, "synthesis_batch_size": 200, "kd_steps": 1000, "ep_steps": 1000},
+                **{"g_steps": 60, "g_loops": 4, "gwp_loops": 20, "lr": 0.1},
             },
         },
     ),
@@ -106,24 +99,25 @@ METHODS = {
 }
 
 
+def taken_by(setting: str) -> list[str]:
+    """The methods that a setting of synthesis has an effect on; empty for other settings."""
+    return [name for name, method in METHODS.items() if setting in method.takes]
+
+
 def synthesis_settings() -> tuple[str, ...]:
     """The settings of synthesis that some method takes."""
     return tuple(dict.fromkeys(name for method in METHODS.values() for name in method.takes))
 
 
-def published_settings() -> list[tuple[str, str]]:
-    """For each method that has some, its published settings as flags where they differ from the defaults."""
-    lines = []
+def published_settings() -> dict[str, str]:
+    """The published settings of each method as flags, where they differ from the defaults."""
+
+    def flags(values: Mapping[str, Any]) -> str:
+        words = (f"--{name}" if value is True else f"--{name} {value:g}" for name, value in values.items())
+        return " ".join(words)
+
+    published = {}
     for name, method in METHODS.items():
-        own = " ".join(f"--{flag} {value:g}" for flag, value in method.defaults.items())
-        flags = [own] if own else []
-        rates = "; ".join(f"{steps} steps {g:g}, {z:g}" for steps, (g, z) in method.rates.items())
-        if rates:
-            flags.append(f"--lr_g, --lr_z by --g_steps: {rates}")
-        for flag, some in (("teacher", method.by_teacher), ("dataset", method.by_dataset)):
-            for which, values in some.items():
-                those = " ".join(f"--{name} {value:g}" for name, value in values.items())
-                flags.append(f"{those} for --{flag} {which}")
-        if flags:
-            lines.append((name, "; ".join(flags)))
-    return lines
+        special = (f"{flags(values)} with --{one} {value}" for (one, value), values in method.special.items())
+        published[name] = "; ".join(filter(None, (flags(method.defaults), *special)))
+    return published

@@ -1,443 +1,347 @@
-"""THE definition of every setting: its name, type, default, meaning and traits, once. The flags of the
-scripts, the keyword arguments of `datafree.distill`, what a resumed run must repeat, what splits the rows
-of a table, and docs/flags.md follow from it. Imports nothing heavy.
-
-What is declared with `setting` is a part of a run's identity: a run can only be resumed with the same value.
-What is declared with `option` may change on resuming. Either says otherwise with `identity=`."""
+"""Every setting once: its name, type, default and meaning. The flags of the commands, the keyword arguments
+of `datafree.distill`, what a resumed run must repeat, the rows of tables and docs/flags.md follow from it.
+Imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from datafree.data.datasets import SPECS
-from datafree.dlw import MODES as DLW_MODES
-from datafree.errors import UserError
-from datafree.kinds import (
-    COUNT,
-    COUNT_OR_NONE,
-    FOLDER,
-    FRACTION,
-    NON_NEGATIVE,
-    ON_OR_OFF,
-    POSITIVE,
-    SIZE,
-    SWITCH,
-    TEXT,
-    WHOLE,
-    Kind,
-    choice,
-    few,
-    option,
-    setting,
-    settings_of,
-    weight,
-)
-from datafree.methods import METHODS, synthesis_settings
+from datafree.dlw import MODES
+from datafree.errors import UserError, did_you_mean
+from datafree.methods import METHODS, synthesis_settings, taken_by
 from datafree.models import NAMES
-from datafree.networks.names import AND, NetworkName
+from datafree.networks.names import NetworkName
 
 
-def _network(value: Any) -> NetworkName:
-    return value if isinstance(value, NetworkName) else NetworkName.parse(value)
+def _number(kind: type, what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        try:
+            number = operator.index(value) if kind is int else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if isinstance(value, (str, bool)) or not abs(number) < 2**63 or not fits(number):
+            raise ValueError(f"{value!r} is not {what}")
+        return number
+
+    return check
 
 
-def _single(name: NetworkName) -> NetworkName:
-    if name.parts:
-        raise ValueError(f"{name}: one network is wanted here")
-    return name
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")
+    return value
+
+
+def _one_of(*known: Any) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if value not in known:
+            names = list(map(str, known))
+            raise ValueError(f"{value} is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
+        return known[known.index(value)]
+
+    return check
+
+
+def _folder(value: Any) -> str:
+    if value == "":
+        raise ValueError("the folder name is empty (use . for the current folder)")
+    return _text(value)
+
+
+def _memory(value: Any) -> int:
+    if isinstance(value, str):
+        size = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG])B", value.upper())
+        if not size:
+            raise ValueError(f"{value!r} is not a size such as 4GB")
+        value = int(float(size[1]) * 1000 ** " KMG".index(size[2]))
+    return _whole(value)
 
 
 def _milestones(value: Any) -> str:
-    epochs = [part.strip() for part in TEXT.check(value).split(",")]
+    epochs = [part.strip() for part in _text(value).split(",")]
     numbers = [int(epoch) for epoch in epochs if epoch.isdecimal()]
     if len(numbers) < len(epochs) or sorted({0, *numbers}) != [0, *numbers]:
-        raise ValueError(f"{value} is no list of epochs such as 120,150,180")
+        raise ValueError(f"{value} is not a list of epochs such as 120,150,180")
     return ",".join(epochs)
 
 
-OWN_NETWORKS = ", ".join(NAMES)
-BY_TEACHER = tuple(name for name in METHODS if name not in ("zskt", "dfad"))  # which need no student
-ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {OWN_NETWORKS}"
-DATASETS = ", ".join(SPECS)
-NETWORK = Kind(lambda value: _single(_network(value)))
-TEACHER = Kind(_network, joined=AND)
-FILES = Kind(TEXT.check, joined=AND)
-OWN_NETWORK = Kind(lambda value: _network(choice("network", NAMES).check(str(value))))
-ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...")
-TEACHER_ARGUMENTS = Kind(TEXT.check, metavar="KEY=VALUE,...", joined=AND)
-REPORT = Kind(lambda value: max(0, WHOLE.check(value)), WHOLE.read)  # published commands have -1 for never
-RESUME = Kind(TEXT.check, metavar="CHECKPOINT", alone="")
-MILESTONES = Kind(_milestones, metavar="EPOCH,...")
-RUN_FOLDER = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
+def _networks(value: Any) -> NetworkName:
+    return value if isinstance(value, NetworkName) else NetworkName.parse(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherNetwork:
-    title: ClassVar[str] = "networks"
-    teacher: NetworkName = setting(
-        NetworkName.parse("resnet34"),
-        TEACHER,
-        f"{ANY_NETWORK}; or several, which teach by the mean of their logits",
-        table=False,
-        library=False,
-    )
-    teacher_ckpt: str | None = option(
-        None,
-        FILES,
-        "its checkpoint: a state dict, bare or under `state_dict`; of several teachers one each",
-        default_text="checkpoints/pretrained/{dataset}_{teacher}.pth",
-    )
-    teacher_args: str | None = setting(
-        None,
-        TEACHER_ARGUMENTS,
-        "keyword arguments of the teacher; of several, one for all or one each",
-        library=False,
-    )
-    feature_layer: str | None = setting(
-        None,
-        TEXT,
-        "layer of the teacher whose input is its penultimate features",
-        default_text="the linear layer that gives its logits",
-    )
-    channels: int | None = setting(
-        None,
-        few(1, 3),
-        "channels of the images",
-        table=False,
-        library=False,
-        default_text="those that the teacher takes",
-    )
+def _network(value: Any) -> NetworkName:
+    if _networks(value).parts:
+        raise ValueError(f"{value}: give one network here")
+    return _networks(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Networks(TeacherNetwork):
-    title: ClassVar[str] = TeacherNetwork.title
-    student: NetworkName = setting(
-        NetworkName.parse("resnet18"),
-        NETWORK,
-        "the network that is trained; named like the teacher",
-        table=False,
-        library=False,
-    )
-    student_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the student", library=False)
-    pretrained: bool = setting(
-        False,
-        SWITCH,
-        "start the student from torchvision's ImageNet weights (*_imagenet only)",
-        library=False,
-    )
-    student_ckpt: str | None = option(
-        None,
-        TEXT,
-        "a checkpoint that the student starts from, such as a pruned copy of the teacher's",
-        table=True,
-    )
-    keep_zeros: bool = setting(
-        False,
-        SWITCH,
-        "weights that are zero in --student_ckpt stay zero, so that a pruned student stays pruned",
-        library=False,
-    )
-    test_teacher: bool = option(False, SWITCH, "report the teacher's accuracy before starting")
+# The types of settings: a Python type, and a check that returns a value as the setting stores it, or raises
+# ValueError with one line that says what is wrong.
+_whole = _number(int, "a whole number, 0 or more", lambda n: n >= 0)
+Text = Annotated[str, _text]
+Folder = Annotated[str, _folder]
+Milestones = Annotated[str, _milestones]
+Precision = Annotated[str, _one_of("off", "bf16", "fp16", "auto")]
+MethodName = Annotated[str, _one_of(*METHODS)]
+DLWMode = Annotated[str, _one_of(*MODES)]
+Dataset = Annotated[str, _one_of(*SPECS)]
+DatasetOrNone = Annotated[str, _one_of(*SPECS, "none")]
+Network = Annotated[NetworkName, _network]
+Networks = Annotated[NetworkName, _networks]  # one, or several teachers joined by " + "
+OwnNetwork = Annotated[NetworkName, lambda name: _network(_one_of(*NAMES)(str(name)))]
+Switch = Annotated[bool, _one_of(True, False)]
+Whole = Annotated[int, _whole]
+Count = Annotated[int, _number(int, "a whole number above 0", lambda n: n > 0)]
+Bit = Annotated[int, _one_of(0, 1)]
+Channels = Annotated[int, _one_of(1, 3)]
+Memory = Annotated[int, _memory]  # in bytes, or a string such as 4GB
+Interval = Annotated[int, lambda n: max(0, _number(int, "a whole number", math.isfinite)(n))]
+Positive = Annotated[float, _number(float, "a number above 0", lambda x: x > 0)]
+NonNegative = Annotated[float, _number(float, "a number, 0 or more", lambda x: x >= 0)]
+LossWeight = Annotated[float, _number(float, "a weight, 0 or more", lambda x: x >= 0)]  # in the synthesis
+Fraction = Annotated[float, _number(float, "in [0, 1)", lambda x: 0 <= x < 1)]
+
+
+def read(word: str, kind: Any) -> Any:
+    """A word of the command line as a value of one of the types above. Raises ValueError with one line."""
+    plain, check = kind.__origin__, kind.__metadata__[0]
+    value: Any = {"True": True, "False": False}.get(word, word) if plain is bool else word
+    with suppress(ValueError):  # the check refuses such a word, or reads it (4GB)
+        value = plain(word) if plain in (int, float) else value
+    return check(value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting.
+
+    Args:
+        default: None for what is found later; `help` then says what.
+        help: its meaning, for `--help` and docs/flags.md; methods and default are added to it.
+        uses: letters. r: a run can only be resumed with the same value; t: runs with different values are
+            different rows of a table; l: `datafree.distill` takes it.
+        group: the heading above it in `--help`; by default that of the setting above it.
+        also: another name of its flag.
+        nargs: as in argparse: "+" takes several words, joined by " + "; "?" makes the value optional.
+        kind: one of the types above.
+    """
+
+    default: Any
+    help: str
+    uses: str = "rtl"
+    group: str = ""
+    also: str = ""
+    nargs: str | None = None
+    name: str = ""
+    kind: Any = None
+
+    def check(self, value: Any) -> Any:
+        """A value from Python as it is stored. Raises ValueError with one line."""
+        return self.kind.__metadata__[0](value)
+
+
+def setting(*args: Any, **more: Any) -> Any:
+    """A field of the dataclasses below; see `Setting`."""
+    return field(default=args[0], metadata={"setting": Setting(*args, **more)})
+
+
+def settings_of(owner: type) -> list[Setting]:
+    """The settings of a command, from its dataclass."""
+    found: list[Setting] = []
+    hints = get_type_hints(owner, include_extras=True)
+    for one in dataclasses.fields(owner):
+        own, kind, takers = one.metadata["setting"], hints[one.name], taken_by(one.name)
+        kind = kind if hasattr(kind, "__metadata__") else get_args(kind)[0]  # of `X | None`
+        some = f" ({', '.join(takers)})" if 0 < len(takers) < len(METHODS) else ""
+        plain = one.default is None or one.default is False or one.default == ""
+        help = own.help + some + ("" if plain else f" (default: {one.default})")
+        found.append(replace(own, name=one.name, kind=kind, help=help, group=own.group or found[-1].group))
+    return found
+
+
+DATASETS, NETWORKS = ", ".join(SPECS), ", ".join(NAMES)
+ANY_NETWORK = f"timm:NAME, torchvision:NAME, path/to/file.py:factory, or one of {NETWORKS}"
+TEACHER_FILE = "its checkpoint (default: checkpoints/pretrained/{dataset}_{teacher}.pth)"
+RESNET18, RESNET34 = NetworkName.parse("resnet18"), NetworkName.parse("resnet34")
+RUN_NAME = "run/{method}-{dataset}-{teacher}-{student}-seed{seed}{-log_tag}"
+LIKE_TEACHER = "the network to train, named like the teacher"
+BN_HELP = "weight of the distance to the teacher's BatchNorm statistics"
+IMAGENET = "start from torchvision's ImageNet weights (*_imagenet only)"
+FRESH = ", ".join(name for name, method in METHODS.items() if not method.stores)
+
+
+def _component(help: str, name: str) -> Any:
+    users = ", ".join(method for method, one in METHODS.items() if one.defaults.get(name))
+    return setting(None, f"{help}; off with --no-{name} (default: on for {users})", "rl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    title: ClassVar[str] = "data"
-    dataset: str = setting(
-        "cifar10", choice("dataset", tuple(SPECS)), f"one of {DATASETS}", table=False, library=False
+    """The data. Of mean, std, img_size and flip, the values found in the end identify a run (`ImageSpec`)."""
+
+    dataset: Dataset = setting("cifar10", f"one of {DATASETS}", "r", group="data")
+    data_root: Folder = setting("data", "folder with the data; torchdata/ in it is searched too", "")
+    download: Switch = setting(False, "download the dataset if it is missing and torchvision can", "")
+    mean: Text | None = setting(
+        None, "of the input, 0.49,0.48,0.45 or a dataset's (default: the checkpoint's or the dataset's)", ""
     )
-    data_root: str = option("data", FOLDER, "folder with the data; torchdata/ below it is searched too")
-    download: bool = option(False, SWITCH, "fetch a dataset that torchvision can fetch if it is not there")
-    # Of mean, std, img_size and flip it is the values found in the end that identify a run, see `ImageSpec`.
-    mean: str | None = option(
-        None,
-        TEXT,
-        "mean with which the teacher's input is normalised: three numbers 0.49,0.48,0.45, or a dataset's "
-        "name, which sets --std too",
-        default_text="the teacher's checkpoint tells, else the dataset's",
-    )
-    std: str | None = option(
-        None,
-        TEXT,
-        "standard deviation, likewise",
-        default_text="the teacher's checkpoint tells, else the dataset's",
-    )
-    img_size: int | None = option(
-        None,
-        COUNT,
-        "height and width of the images in pixels, 8 or more",
-        table=True,
-        default_text="the dataset's",
-    )
-    flip: bool | None = option(
-        None,
-        ON_OR_OFF,
-        "mirror images at random",
-        table=True,
-        default_text="on, except for digits, mnist and svhn",
+    std: Text | None = setting(None, "standard deviation of the input, like --mean", "")
+    img_size: Count | None = setting(None, "height and width in pixels (default: the dataset's)", "t")
+    flip: Switch | None = setting(
+        None, "mirror images at random; off with --no-flip (default: off for digits, mnist and svhn)", "t"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestData(Data):
-    title: ClassVar[str] = "data (test images only; training images are never opened)"
-    dataset: str = setting(
-        "cifar10", choice("dataset", (*SPECS, "none")), f"one of {DATASETS}, none", table=False, library=False
+class Synthesis(Data):
+    """A teacher, and how images are synthesised from it."""
+
+    dataset: DatasetOrNone = setting(
+        "cifar10", f"one of {DATASETS}, none", "r", group="data (test images only, never training images)"
     )
-    eval_folder: str | None = setting(
-        None,
-        FOLDER,
-        "with --dataset none: labelled images to test the student on, a folder for each class",
-        table=False,
-        library=False,
+    eval_folder: Folder | None = setting(None, "for --dataset none: test images by class", "r")
+    teacher: Networks = setting(
+        RESNET34, f"{ANY_NETWORK}; several teach by their mean logits", "r", group="networks", nargs="+"
+    )
+    teacher_ckpt: Text | None = setting(None, f"{TEACHER_FILE}; of several teachers one each", "", nargs="+")
+    teacher_args: Text | None = setting(
+        None, "its arguments, as width=2,act=gelu; of several teachers, for all or for each", "rt", nargs="+"
+    )
+    feature_layer: Text | None = setting(
+        None, "layer after the teacher's penultimate features (default: its last linear layer)"
+    )
+    channels: Channels | None = setting(None, "channels of the images (default: the teacher's)", "r")
+    method: MethodName = setting(
+        "bsr", f"one of {', '.join(METHODS)}, with its published settings (see the end)", "rl", group="method"
+    )
+    synthesis_batch_size: Count = setting(
+        None, "images in a batch of the synthesis (default: --batch_size)", group="synthesis"
+    )
+    g_steps: Count = setting(10, "generator steps in one synthesis")
+    lr_g: Positive = setting(2e-3, "learning rate of the generator")
+    lr_z: Positive = setting(0.01, "learning rate of the latent codes")
+    bn: LossWeight = setting(10.0, BN_HELP)
+    oh: LossWeight = setting(0.5, "alpha, the weight of the pseudo-supervised loss, when DLW is off")
+    bn_mmt: Fraction = setting(0.9, "momentum of the batch's BatchNorm statistics")
+    is_maml: Bit = setting(1, "meta gradient: 1 for FOMAML, 0 for Reptile")
+    reset_l0: Bit = setting(1, "1: redraw the generator's first layers 120 calls after the warm-up")
+    reset_bn: Bit = setting(0, "1: redraw all its BatchNorm layers at that call")
+    act: LossWeight = setting(0.0, "weight of the activation loss")
+    balance: LossWeight = setting(0.0, "weight of the class balance loss")
+    cr: LossWeight = setting(0.8, "weight of the contrastive loss")
+    cr_T: Positive = setting(0.2, "temperature of the contrastive loss")
+    tv: LossWeight = setting(2.5e-5, "weight of the images' total variation")
+    l2: LossWeight = setting(3e-8, "weight of the images' Euclidean norm")
+    cmi_init: Folder | None = setting(None, "folder of images that are stored before the first epoch", "rt")
+    g_loops: Count = setting(2, "batches in one synthesis after the warm-up")
+    gwp_loops: Count = setting(10, "batches in one synthesis during the warm-up")
+    g_life: Count = setting(10, "number of syntheses after which the generator is drawn anew")
+    label_embedding: Text = setting(
+        "classifier", "input for a class: onehot, classifier (rows of the last linear layer) or a .npy file"
+    )
+    ema_generator: Fraction = setting(
+        0.0, "momentum, as 0.95, of an averaged generator for half of the fresh samples; 0: none"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodGroup:
-    title: ClassVar[str] = "method"
-    method: str = setting(
-        "bsr",
-        choice("method", tuple(METHODS)),
-        f"one of {', '.join(METHODS)}, each with its published settings (see the end); bsr is fast_meta with "
-        "DLW, BLG and IHO, which can be switched on for every method",
-        table=False,
-    )
+class Training:
+    """Training with SGD that can be stopped and resumed."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Components(MethodGroup):
-    title: ClassVar[str] = MethodGroup.title
-    dlw: bool = setting(
-        None, ON_OR_OFF, "dynamic pseudo-supervised loss weight", table=False, default_text="on for bsr"
+    epochs: Whole = setting(200, "passes over the images; 0: no training", group="training")
+    batch_size: Count = setting(256, "images in a step", also="-b")
+    lr: Positive = setting(0.1, "learning rate at the start", also="--learning_rate")
+    momentum: Fraction = setting(0.9, "momentum of SGD")
+    weight_decay: NonNegative = setting(1e-4, "weight decay of SGD", also="--wd")
+    resume: Text | None = setting(
+        None, "continue where it was stopped, or from this checkpoint", "", group="the run", nargs="?"
     )
-    blg: bool = setting(None, ON_OR_OFF, "biased label generator", table=False, default_text="on for bsr")
-    iho: bool = setting(
-        None, ON_OR_OFF, "intra-class homogeneity operator", table=False, default_text="on for bsr"
-    )
-    store_samples: bool = setting(
-        False,
-        SWITCH,
-        "teach the student from stored samples, which DLW, BLG and IHO need, where the method teaches it "
-        "from fresh ones (dafl, zskt, dfad, dfq)",
-        table=False,
-    )
-    max_samples: int | None = setting(
-        None,
-        COUNT,
-        "largest number of samples in the repository; the oldest go first",
-        default_text="no limit",
-    )
-    dlw_mode: str = setting(
-        "dynamic", choice("DLW mode", DLW_MODES), f"how DLW sets alpha: {', '.join(DLW_MODES)}", table=False
-    )
-    oh_min: float = setting(0.5, POSITIVE, "alpha during the warm-up, and where DLW starts after it")
-    oh_max: float = setting(
-        1.0, POSITIVE, "alpha in con_max, and at the end of line and curve; no bound for dynamic"
-    )
-    oh_step: float = setting(0.1, NON_NEGATIVE, "amount added to alpha when DLW raises it")
-    oh_memory_size: int = setting(
-        8,
-        COUNT,
-        "window of DLW, which raises alpha when the adversarial and the BatchNorm loss of the newest "
-        "synthesis are both the lowest of so many",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SynthesisByTeacher:
-    title: ClassVar[str] = "synthesis"
-    synthesis_batch_size: int = setting(
-        None,
-        COUNT,
-        "images made in one synthesis; by nayer, in each of its batches",
-        default_text="--batch_size",
-    )
-    g_steps: int = setting(10, COUNT, "generator steps in one synthesis")
-    lr_g: float = setting(2e-3, POSITIVE, "learning rate of the generator")
-    lr_z: float = setting(0.01, POSITIVE, "learning rate of the latent codes")
-    bn: float = weight(10.0, "weight of the distance to the teacher's BatchNorm statistics")
-    oh: float = weight(0.5, "alpha, the weight of the pseudo-supervised loss, where DLW is off")
-    bn_mmt: float = setting(0.9, FRACTION, "momentum of the batch's BatchNorm statistics")
-    is_maml: int = setting(1, few(0, 1), "meta gradient: 1 for FOMAML, 0 for Reptile")
-    reset_l0: int = setting(
-        1, few(0, 1), "1: draw the generator's first layers anew 120 calls after the warm-up"
-    )
-    reset_bn: int = setting(0, few(0, 1), "1: draw all its BatchNorm layers anew at that call")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SynthesisGroup(SynthesisByTeacher):
-    title: ClassVar[str] = SynthesisByTeacher.title
-    adv: float = weight(1.33, "weight of the adversarial loss")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherSynthesisGroup:
-    title: ClassVar[str] = "synthesis, of methods other than bsr, fast_meta and fast"
-    act: float = weight(0.0, "weight of the activation loss (dafl)")
-    balance: float = weight(0.0, "weight of the class balance loss (dafl, dfq)")
-    cr: float = weight(0.8, "weight of the contrastive loss (cmi)")
-    cr_T: float = setting(0.2, POSITIVE, "temperature of the contrastive loss (cmi)")
-    cmi_init: str | None = setting(
-        None,
-        FOLDER,
-        "folder of images with which the repository is filled at first (cmi, fast_meta, fast)",
-        library=False,
-    )
-    g_loops: int = setting(2, COUNT, "batches made in one synthesis (nayer)")
-    gwp_loops: int = setting(10, COUNT, "the same during the warm-up (nayer)")
-    g_life: int = setting(10, COUNT, "syntheses after which the generator is drawn anew (nayer)")
-    label_embedding: str = setting(
-        "classifier",
-        TEXT,
-        "what the generator is told of a class (nayer): onehot, classifier for the rows of the teacher's "
-        "last layer, or a .npy file with a row for each class",
-    )
-    ema_generator: float = setting(
-        0.0,
-        FRACTION,
-        "momentum with which a second generator follows the first one and makes half of the fresh samples "
-        "(dafl, zskt, dfad, dfq), such as 0.95; 0 for none",
-    )
-    tv: float = weight(2.5e-5, "weight of total variation (deepinv)")
-    l2: float = weight(3e-8, "weight of the Euclidean norm (deepinv)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SGD:
-    title: ClassVar[str] = "SGD"
-    momentum: float = setting(0.9, FRACTION, "momentum of SGD")
-    weight_decay: float = setting(1e-4, NON_NEGATIVE, "weight decay of SGD", also=("--wd",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class KD:
-    title: ClassVar[str] = "distillation"
-    epochs: int = setting(420, COUNT_OR_NONE, "number of epochs, the warm-up included; 0 distils nothing")
-    warmup: int = setting(20, COUNT_OR_NONE, "number of first epochs, which only fill the repository")
-    kd_steps: int = setting(400, COUNT, "student steps after each synthesis")
-    ep_steps: int = setting(400, COUNT, "student steps in an epoch, with ep_steps // kd_steps syntheses")
-    batch_size: int = setting(256, COUNT, "images in a student step", also=("-b",))
-    lr: float = setting(
-        0.2, POSITIVE, "learning rate of the student (SGD, cosine to 2e-4)", also=("--learning_rate",)
-    )
-    T: float = setting(20.0, POSITIVE, "temperature of distillation")
-    mixup: bool = setting(
-        False, SWITCH, "blend each image that the student and the teacher see with another of its batch"
-    )
-    compile: bool = setting(
-        False,
-        SWITCH,
-        "torch.compile the student's steps; rounds differently, and starts slowly",
-        identity=False,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    title: ClassVar[str] = "precision"
-    amp: str = setting(
-        "off",
-        choice("precision", ("off", "bf16", "fp16", "auto")),
-        "half precision: bf16 in all networks, fp16 (with scaled losses) in the steps of what is trained; "
-        "auto is bf16 where the device computes with it, else off",
-    )
-    fp16: bool = option(False, SWITCH, "the same as --amp fp16")
+    overwrite: Switch = setting(False, "replace the run or file that is there", "")
+    print_freq: Interval = setting(0, "also report the loss after every N steps; 0: never", "", also="-p")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    title: ClassVar[str] = "random seed and device"
-    seed: int = setting(0, COUNT_OR_NONE, "seed of all random numbers", table=False)
-    gpu: int | None = option(None, COUNT_OR_NONE, "number of the GPU to use")
-    device: str | None = option(None, TEXT, "cpu, cuda or cuda:N", default_text="the GPU if there is one")
-    workers: int = option(4, COUNT_OR_NONE, "threads that decode image files", also=("-j",))
+    """Precision, seed and device."""
+
+    amp: Precision = setting(
+        "off",
+        "off, bf16 (all networks), fp16 (trained ones), auto (bf16 if possible)",
+        group="precision and device",
+    )
+    fp16: Switch = setting(False, "short for --amp fp16", "")
+    seed: Whole = setting(0, "seed of all random numbers", "rl")
+    gpu: Whole | None = setting(None, "number of the GPU to use", "")
+    device: Text | None = setting(None, "cpu, cuda or cuda:N (default: the GPU if there is one)", "")
+    workers: Whole = setting(4, "threads that decode image files", "", also="-j")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveDir:
-    title: ClassVar[str] = "the run"
-    save_dir: str = option(None, FOLDER, "the run folder", default_text=RUN_FOLDER)
-    log_tag: str = option("", TEXT, "a word of yours in the run folder's name")
-    overwrite: bool = option(False, SWITCH, "replace the run in --save_dir")
+class Settings(Machine, Training, Synthesis):
+    """The settings of data-free distillation (`bsr_main.py`, `datafree.distill`). Make them with `resolve`,
+    which fills in what depends on other settings."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    title: ClassVar[str] = "the run"
-    resume: str | None = option(
-        None, RESUME, "continue the run in --save_dir, or continue from this checkpoint"
+    student: Network = setting(RESNET18, LIKE_TEACHER, "r", group="networks")
+    student_args: Text | None = setting(None, "arguments of the student, as width=2,act=gelu", "rt")
+    pretrained: Switch = setting(False, IMAGENET, "rt")
+    student_ckpt: Text | None = setting(None, "checkpoint that the student starts from, as a pruned one", "t")
+    keep_zeros: Switch = setting(False, "keep pruned (zero) weights of --student_ckpt at zero", "rt")
+    test_teacher: Switch = setting(False, "report the teacher's accuracy first", "")
+    store_samples: Switch = setting(
+        False, f"store samples, as DLW, BLG and IHO need, with {FRESH} too", "rl", group="method"
     )
-    save_every: int = option(
-        1,
-        COUNT,
-        "number of epochs between two checkpoints; a run that is stopped saves its last whole epoch anyway",
+    dlw: Switch = _component("dynamic loss weight", "dlw")
+    blg: Switch = _component("biased label generator", "blg")
+    iho: Switch = _component("intra-class homogeneity operator", "iho")
+    max_samples: Count | None = setting(None, "limit of stored samples; the oldest go first (default: none)")
+    dlw_mode: DLWMode = setting("dynamic", f"how DLW sets alpha: {', '.join(MODES)}", "rl")
+    oh_min: Positive = setting(0.5, "alpha during the warm-up, and where DLW starts")
+    oh_max: Positive = setting(
+        1.0, "alpha of con_max, and at the end of line and curve; dynamic has no limit"
     )
-    start_epoch: int = option(0, COUNT_OR_NONE, "first epoch to run, without a checkpoint", table=True)
-    evaluate_only: bool = option(False, SWITCH, "score the student of --resume or --save_dir, and stop")
-    eval_every: int = option(
-        1, COUNT, "number of epochs between two evaluations; the last epoch is always evaluated", library=True
+    oh_step: NonNegative = setting(0.1, "amount that DLW adds to alpha")
+    oh_memory_size: Count = setting(
+        8, "window of DLW: alpha rises if both newest losses are the lowest of this many"
     )
-    tensorboard: bool = option(False, SWITCH, "write metrics and contact sheets as TensorBoard events too")
-    export_repository: bool = option(
-        False, SWITCH, "write the samples as PNG files in class folders at the end"
+    adv: LossWeight = setting(1.33, "weight of the adversarial loss", group="synthesis")
+    epochs: Whole = setting(420, "number of epochs with the warm-up; 0: no training", group="training")
+    warmup: Whole = setting(20, "epochs at the start that only fill the repository", group="training")
+    kd_steps: Count = setting(400, "student steps after each synthesis")
+    ep_steps: Count = setting(400, "student steps in an epoch, with ep_steps // kd_steps syntheses")
+    lr: Positive = setting(0.2, "learning rate at the start (cosine to 2e-4)", also="--learning_rate")
+    T: Positive = setting(20.0, "temperature of distillation")
+    mixup: Switch = setting(False, "blend each image of a student step with another of its batch")
+    compile: Switch = setting(False, "torch.compile the student's steps: slow start, other rounding", "tl")
+    save_dir: Folder = setting(None, f"the run folder (default: {RUN_NAME})", "", group="the run")
+    log_tag: Text = setting("", "a word to add to the default name of the run folder", "")
+    evaluate_only: Switch = setting(False, "evaluate the student of --resume or --save_dir, and stop", "")
+    save_every: Count = setting(
+        1, "epochs between checkpoints; a stopped run saves its last epoch anyway", ""
     )
-    print_freq: int = option(
-        0, REPORT, "also report the loss after every N student steps; 0 reports once an epoch", also=("-p",)
+    start_epoch: Whole = setting(0, "first epoch to run, without a checkpoint", "t")
+    eval_every: Count = setting(1, "epochs between evaluations; the last one is always evaluated", "l")
+    tensorboard: Switch = setting(False, "also write metrics and contact sheets as TensorBoard events", "")
+    export_repository: Switch = setting(False, "write the samples as PNG files at the end, by class", "")
+    repository_memory: Memory | None = setting(
+        None, "memory for images, such as 4GB; others are read from the run folder (default: no limit)", ""
     )
-    repository_memory: int | None = option(
-        None,
-        SIZE,
-        "memory for images in each process, such as 4GB; the other images are read from the run folder, with "
-        "the same results",
-        default_text="no limit",
+    reuse_teacher: Memory | None = setting(
+        None, "memory, such as 1GB, for the teacher's logits of views of images of up to 64 pixels", "l"
     )
-    reuse_teacher: int | None = option(
-        None,
-        SIZE,
-        "memory for the teacher's logits in each process, such as 1GB (bytes, in Python): it is asked once "
-        "for each view of a stored image of up to 64 pixels, with the same results",
-        default_text="it is asked each time",
-        library=True,
-    )
-    deterministic: bool = setting(
-        False,
-        SWITCH,
-        "on CUDA: the same bits every time (images of up to 64 pixels), without TF32; a CPU always gives "
-        "them",
-        table=False,
-        library=False,
-    )
-
-
-# Its groups, from the last to the first: in this order a dataclass takes the fields of its bases.
-@dataclass(frozen=True, kw_only=True)
-class Settings(
-    OtherSynthesisGroup,
-    Machine,
-    Running,
-    SaveDir,
-    Precision,
-    SGD,
-    KD,
-    SynthesisGroup,
-    Components,
-    TestData,
-    Networks,
-):
-    """The settings of a run of data-free distillation (`bsr_main.py`, `datafree.distill`), as the published
-    ones where nothing else was asked for. Make one with `resolve`, which fills in what depends on other
-    settings."""
+    deterministic: Switch = setting(False, "bit-identical results on CUDA too (images up to 64 pixels)", "r")
 
     @property
     def synthesis_samples(self) -> int:
-        """Samples that one synthesis makes, after the warm-up."""
-        return self.synthesis_batch_size * (self.g_loops if self.method == "nayer" else 1)
+        """Number of samples of one synthesis, after the warm-up."""
+        return self.synthesis_batch_size * (self.g_loops if self.method in taken_by("g_loops") else 1)
 
     @property
     def rounds(self) -> int:
@@ -446,145 +350,74 @@ class Settings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    title: ClassVar[str] = "network and training"
-    model: NetworkName = setting(NetworkName.parse("wrn40_2"), NETWORK, ANY_NETWORK)
-    model_args: str | None = setting(None, ARGUMENTS, "keyword arguments of the network")
-    pretrained: bool = setting(False, SWITCH, "start from torchvision's ImageNet weights (*_imagenet only)")
-    epochs: int = setting(
-        200, COUNT_OR_NONE, "passes over the training images; 0 writes the network as initialised"
-    )
-    batch_size: int = setting(128, COUNT, "images in a step", also=("-b",))
+class RealImages(Machine, Training, Data):
+    """Training on real images."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    title: ClassVar[str] = "the checkpoint"
-    output: str = option(
-        None, TEXT, "the checkpoint to write", default_text="checkpoints/pretrained/{dataset}_{model}.pth"
-    )
-    overwrite: bool = option(False, SWITCH, "replace it if it is there")
-    evaluate_only: bool = option(
-        False, SWITCH, "score the checkpoint that is there, or the one that --resume names, and stop"
+    lr_decay_milestones: Milestones | None = setting(
+        None, "epochs that divide --lr by 10, as 120,150,180 (default: cosine to 0)", group="training"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealImageSGD(SGD):
-    title: ClassVar[str] = "SGD"
-    lr: float = setting(0.1, POSITIVE, "learning rate of SGD, at first", also=("--learning_rate",))
-    lr_decay_milestones: str | None = setting(
-        None,
-        MILESTONES,
-        "numbers of epochs after which the learning rate falls to a tenth, such as 120,150,180",
-        default_text="it falls to 0 as a cosine",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Continuing:
-    title: ClassVar[str] = "continuing"
-    resume: str | None = option(None, RESUME, "continue where it stopped, or from this checkpoint")
-    print_freq: int = option(
-        0, REPORT, "also report the loss after every N steps; 0 reports once an epoch", also=("-p",)
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings(Machine, Continuing, Output, Precision, RealImageSGD, Training, Data):
+class TrainSettings(RealImages):
     """The settings of `train_scratch.py`."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class RealImageKD:
-    title: ClassVar[str] = "networks and distillation"
-    teacher: NetworkName = setting(
-        NetworkName.parse("resnet34"), OWN_NETWORK, f"one of {OWN_NETWORKS}", table=False
+    model: Network = setting(NetworkName.parse("wrn40_2"), ANY_NETWORK, group="network")
+    model_args: Text | None = setting(None, "arguments of the network, as width=2,act=gelu")
+    pretrained: Switch = setting(False, IMAGENET)
+    batch_size: Count = setting(128, "images in a step", also="-b")
+    output: Text = setting(
+        None, "file to write (default: checkpoints/pretrained/{dataset}_{model}.pth)", "", group="the run"
     )
-    teacher_ckpt: str | None = option(
-        None, TEXT, "its checkpoint", default_text="checkpoints/pretrained/{dataset}_{teacher}.pth"
-    )
-    student: NetworkName = setting(
-        NetworkName.parse("resnet18"),
-        OWN_NETWORK,
-        "the network that is trained; named like the teacher",
-        table=False,
-    )
-    transfer_set: str | None = setting(
-        None,
-        Kind(TEXT.check, metavar="DATASET|DIR|noise"),
-        "images to distil with: another dataset's training split, a folder of images without labels, or "
-        "50,000 images of noise",
-        default_text="the dataset's training split",
-    )
-    epochs: int = setting(200, COUNT, "passes over the images")
-    batch_size: int = setting(256, COUNT, "images in a step", also=("-b",))
-    alpha: float = setting(1.0, NON_NEGATIVE, "weight of the divergence from the teacher (soft targets)")
-    beta: float = setting(0.0, NON_NEGATIVE, "weight of the cross entropy with the labels (hard targets)")
-    T: float = setting(20.0, POSITIVE, "temperature of distillation")
+    evaluate_only: Switch = setting(False, "evaluate the checkpoint of --resume or --output, and stop", "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDSettings(Machine, Continuing, SaveDir, Precision, RealImageSGD, RealImageKD, Data):
+class KDSettings(RealImages):
     """The settings of `vanilla_kd.py`."""
+
+    epochs: Count = setting(200, "passes over the images", group="training")
+    teacher: OwnNetwork = setting(RESNET34, f"one of {NETWORKS}", "r", group="networks")
+    teacher_ckpt: Text | None = setting(None, TEACHER_FILE, "")
+    student: OwnNetwork = setting(RESNET18, LIKE_TEACHER, "r")
+    transfer_set: Text | None = setting(
+        None, "other images: a dataset's, a folder's or noise (default: --dataset's)", group="distillation"
+    )
+    kd_weight: NonNegative = setting(1.0, "weight of the divergence from the teacher", also="--alpha")
+    ce_weight: NonNegative = setting(0.0, "weight of the cross entropy with the labels", also="--beta")
+    T: Positive = setting(20.0, "temperature of distillation")
+    save_dir: Folder = setting(None, f"the run folder (default: {RUN_NAME})", "", group="the run")
+    log_tag: Text = setting("", "a word to add to the default name of the run folder", "")
 
     @property
     def method(self) -> str:
-        """What stands for the method in tables and folder names."""
+        """The name that tables and folders show as the method."""
         return "vanilla_kd" if self.transfer_set in (None, self.dataset) else "vanilla_kd_transfer"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrating:
-    title: ClassVar[str] = "quantisation"
-    calibration: int = setting(64, COUNT, "number of images that are made to calibrate with")
-    keep_float: int = setting(
-        0, COUNT_OR_NONE, "number of layers that stay in float: those that lose most in int8"
-    )
-    real_calibration: int = setting(
-        0, COUNT_OR_NONE, "also calibrate with so many of the real images, for comparison"
-    )
-    output: str = option(None, FOLDER, "folder to write to", default_text="run/int8-{dataset}-{teacher}")
-    overwrite: bool = option(False, SWITCH, "replace the files that are there")
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeSettings(
-    OtherSynthesisGroup,
-    Machine,
-    Precision,
-    SynthesisByTeacher,
-    MethodGroup,
-    TestData,
-    TeacherNetwork,
-    Calibrating,
-):
+class QuantizeSettings(Machine, Synthesis):
     """The settings of `scripts/quantize.py`."""
 
-    dataset: str = setting(
-        "none", choice("dataset", (*SPECS, "none")), f"whose test images judge: one of {DATASETS}, none"
-    )
-    method: str = setting(
-        "deepinv", choice("method", BY_TEACHER), f"that makes the images: one of {', '.join(BY_TEACHER)}"
-    )
-    g_steps: int = setting(150, COUNT, "steps in one synthesis")
-    synthesis_batch_size: int = setting(32, COUNT, "images made in one synthesis")
-    bn: float = setting(
-        None,
-        NON_NEGATIVE,
-        "weight of the distance to the teacher's BatchNorm statistics",
-        default_text="chosen by the network: on noise it weighs 25 times as much as the class term",
-    )
+    dataset: DatasetOrNone = setting("none", f"evaluate on test images of {DATASETS}, or none", group="data")
+    method: MethodName = setting("deepinv", f"one of {', '.join(METHODS)}", group="method")
+    synthesis_batch_size: Count = setting(32, "images in a batch of the synthesis", group="synthesis")
+    g_steps: Count = setting(150, "steps in one synthesis")
+    bn: LossWeight = setting(None, f"{BN_HELP} (default: 25 times the class term, on noise)")
+    calibration: Count = setting(64, "number of synthetic images to calibrate with", group="quantisation")
+    keep_float: Whole = setting(0, "number of layers that stay in float: those that lose most in int8")
+    real_calibration: Whole = setting(0, "also calibrate with this many real images, for comparison")
+    output: Folder = setting(None, "folder to write to (default: run/int8-{dataset}-{teacher})", "")
+    overwrite: Switch = setting(False, "replace the files that are there", "")
 
 
+AnyTraining = TypeVar("AnyTraining", bound=Training)
 RealSettings = TypeVar("RealSettings", TrainSettings, KDSettings)
 FIELDS = settings_of(Settings)
-TABLE = tuple(
-    dict.fromkeys(
-        one.name for owner in (Settings, KDSettings) for one in settings_of(owner) if one.traits.table
-    )
-)
-LIBRARY = tuple(one.name for one in FIELDS if one.traits.library)
+TABLE = tuple(dict.fromkeys(one.name for one in (*FIELDS, *settings_of(KDSettings)) if "t" in one.uses))
+LIBRARY = tuple(one.name for one in FIELDS if "l" in one.uses)
+CONTRADICT = "contradict each other: choose one"
+COMPONENTS = ("dlw", "blg", "iho")
 
 
 def as_dict(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
@@ -594,182 +427,141 @@ def as_dict(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
 
 
 def identity(settings: Settings | TrainSettings | KDSettings) -> dict[str, Any]:
-    """The settings that must be the same for one run to continue another, as plain data. A run compares more
-    than these: see `runs.distillation.Distillation.identity`."""
+    """The settings that must be the same for one run to continue another, as plain data."""
     values = as_dict(settings)
-    return {one.name: values[one.name] for one in settings_of(type(settings)) if one.traits.identity}
+    return {one.name: values[one.name] for one in settings_of(type(settings)) if "r" in one.uses}
+
+
+def run_folder(settings: Settings | KDSettings) -> str:
+    """The run folder if there is no `save_dir`."""
+    s, tag = settings, f"-{settings.log_tag}" if settings.log_tag else ""
+    return f"run/{s.method}-{s.dataset}-{s.teacher.stem}-{s.student.stem}-seed{s.seed}{tag}"
+
+
+def check(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings from Python, as `resolve` takes them; None stands for the default.
+
+    Raises:
+        UserError: a setting cannot have this value.
+    """
+    checked = {}
+    for one in FIELDS:
+        try:
+            if given.get(one.name) is not None:
+                checked[one.name] = one.check(given[one.name])
+        except ValueError as error:
+            raise UserError(f"{one.name}: {error}") from None
+    return checked
+
+
+def _refuse(*cases: tuple[Any, str]) -> None:
+    """Raise a UserError with the text of the first case that applies."""
+    for applies, text in cases:
+        if applies:
+            raise UserError(text)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " ".join(f"--{name}" for name in names)
+
+
+def resolve_training(settings: AnyTraining) -> AnyTraining:
+    """Settings of a training, with what depends on others filled in.
+
+    Raises:
+        UserError: settings contradict each other.
+    """
+    s: Any = settings
+    _refuse(
+        (s.batch_size < 2, "--batch_size 1: a batch needs 2 images or more, for BatchNorm's statistics"),
+        (s.resume is not None and s.overwrite, f"--resume and --overwrite {CONTRADICT}"),
+        (s.fp16 and s.amp not in ("off", "fp16"), f"--fp16 and --amp {s.amp} {CONTRADICT}"),
+    )
+    return replace(s, amp="fp16" if s.fp16 else s.amp)
 
 
 def resolve(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    """The settings of a run from those that are given, by name: the method's published ones where nothing
-    is given; and warnings about those that have no effect.
+    """The settings of a run: what is given, by name, else the method's published settings, else the
+    defaults; and warnings about given settings that have no effect.
 
     Raises:
-        UserError: values that contradict each other.
+        UserError: settings contradict each other.
     """
-    values = {one.name: one.default for one in FIELDS}
-    method = METHODS[given.get("method", values["method"])]
-    values |= {**method.settings(given), **given}
-    v = values
-    v["store_samples"] = v["store_samples"] or method.stores
-    for component in ("dlw", "blg", "iho"):
-        if v[component] is None:
-            v[component] = v["method"] == "bsr"
-        if v[component] and not v["store_samples"]:
-            raise UserError(f"--{component} needs stored samples: add --store_samples")
-    if v["export_repository"] and not v["store_samples"]:
-        raise UserError("--export_repository needs stored samples: add --store_samples")
-    if v["reuse_teacher"] is not None and not v["store_samples"]:
-        raise UserError(
-            "--reuse_teacher needs stored samples, of which views come again: add --store_samples"
-        )
-    if v["mixup"] and v["reuse_teacher"] is not None:
-        raise UserError("--mixup and --reuse_teacher cannot be combined: blended images never repeat")
-    if v["eval_folder"] and v["dataset"] != "none":
-        raise UserError("--eval_folder is for --dataset none: leave one of them out")
-    if v["dataset"] == "none" and not v["eval_folder"] and (v["evaluate_only"] or v["test_teacher"]):
-        raise UserError("--dataset none has no images to score on: add --eval_folder")
-    weights = [one.name for one in FIELDS if one.traits.weighs and one.name in method.takes]
-    if not v["dlw"] and weights and not any(v[name] for name in weights):
-        names = ", ".join(f"--{name}" for name in weights)
-        raise UserError(f"{v['method']} has nothing to optimise: give one of {names} a weight")
-    if v["student_ckpt"] and v["pretrained"]:
-        raise UserError("--student_ckpt and --pretrained contradict each other: choose one")
-    if v["keep_zeros"] and not v["student_ckpt"]:
-        raise UserError("--keep_zeros needs weights that are zero: add --student_ckpt")
-    v["amp"] = precision(v["amp"], v["fp16"])
-    v["synthesis_batch_size"] = v["synthesis_batch_size"] or v["batch_size"]
-    if v["epochs"] and v["warmup"] > v["epochs"]:
-        raise UserError(f"--warmup {v['warmup']} is beyond --epochs {v['epochs']}: lower it")
-    if v["oh_memory_size"] < 2:
-        raise UserError("--oh_memory_size 1 leaves nothing to compare the newest loss with: use 2 or more")
-    if v["kd_steps"] > v["ep_steps"]:
-        raise UserError(f"--kd_steps {v['kd_steps']} is more than --ep_steps {v['ep_steps']}: lower it")
-    require_batches(v["batch_size"], v["synthesis_batch_size"])
-    if v["start_epoch"] and v["start_epoch"] >= v["epochs"]:
-        raise UserError(f"--start_epoch {v['start_epoch']} leaves none of {v['epochs']} epochs to run")
-    if v["resume"] is not None and v["overwrite"]:
-        raise UserError("--resume and --overwrite contradict each other: choose one")
-    v["T"] = v["T"] if method.T is None else method.T
-    v["save_dir"] = v["save_dir"] or run_folder(v["method"], v)
-    settings = Settings(**v)
-    return settings, warnings(settings, given)
+    method = METHODS[given.get("method", Settings.method)]
+    off = dict.fromkeys(COMPONENTS, False)
+    s = resolve_training(Settings(**{**off, **method.settings(given), **given}))
+    s = replace(
+        s,
+        store_samples=s.store_samples or method.stores,
+        synthesis_batch_size=s.synthesis_batch_size or s.batch_size,
+        T=s.T if method.T is None else method.T,
+        save_dir=s.save_dir or run_folder(s),
+    )
+    no_images = s.dataset == "none" and not s.eval_folder
+    losses = [one.name for one in FIELDS if one.kind == LossWeight and one.name in method.takes]
+    nothing = not s.dlw and losses and not any(getattr(s, name) for name in losses)
+    needy = [name for name in (*COMPONENTS, "export_repository") if getattr(s, name)]
+    needy += ["reuse_teacher"] if (reuse := s.reuse_teacher is not None) else []
+    last = f"--start_epoch {s.start_epoch} leaves none of {s.epochs} epochs to run"
+    _refuse(
+        (needy and not s.store_samples, f"{_flags(needy)} needs stored samples: add --store_samples"),
+        (s.mixup and reuse, "--mixup and --reuse_teacher cannot be combined: blends never repeat"),
+        (s.eval_folder and s.dataset != "none", "--eval_folder needs --dataset none: leave one of them out"),
+        (no_images and s.evaluate_only, "--evaluate_only has no test images: add --eval_folder"),
+        (no_images and s.test_teacher, "--test_teacher has no test images: add --eval_folder"),
+        (nothing, f"{s.method} has nothing to optimise: give one of {_flags(losses)} a weight"),
+        (s.student_ckpt and s.pretrained, f"--student_ckpt and --pretrained {CONTRADICT}"),
+        (s.keep_zeros and not s.student_ckpt, "--keep_zeros needs weights that are zero: add --student_ckpt"),
+        (s.epochs and s.warmup > s.epochs, f"--warmup {s.warmup} is beyond --epochs {s.epochs}: lower it"),
+        (s.oh_memory_size < 2, "--oh_memory_size 1 leaves nothing to compare with: use 2 or more"),
+        (s.kd_steps > s.ep_steps, f"--kd_steps {s.kd_steps} is more than --ep_steps {s.ep_steps}: lower it"),
+        (s.synthesis_batch_size < 2, "--synthesis_batch_size 1: a batch needs 2 images or more"),
+        (s.start_epoch and s.start_epoch >= s.epochs, last),
+    )
+    return s, _warnings(s, given)
+
+
+def _warnings(s: Settings, given: Mapping[str, Any]) -> list[str]:
+    """Which of the given settings have no effect, or another one than it seems."""
+    method, found = METHODS[s.method], []
+    others = [name for name in synthesis_settings() if name not in method.takes]
+    of_dlw = ["dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size"]
+    for applies, names, why in (
+        (True, others, f"with --method {s.method} (it uses {_flags(method.takes)})"),
+        (method.T is not None, ["T"], f"with --method {s.method} (it is always {method.T})"),
+        (method.stores, ["store_samples"], f"with --method {s.method} (it always stores them)"),
+        (not s.store_samples, ["max_samples", "repository_memory"], "without --store_samples"),
+        (s.store_samples and not method.stores, ["ema_generator"], "with --store_samples"),
+        (s.dlw, ["oh"], "while DLW sets alpha (use --oh_min or --no-dlw)"),
+        (not s.dlw, of_dlw, "without --dlw"),
+        (s.dlw and s.dlw_mode in ("dynamic", "con_min"), ["oh_max"], f"with --dlw_mode {s.dlw_mode}"),
+        (s.device, ["gpu"], "with --device"),
+    ):
+        unused = [name for name in names if name in given]
+        if applies and unused:
+            found.append(f"{_flags(unused)} {'has' if len(unused) == 1 else 'have'} no effect {why}")
+    on = [name for name in COMPONENTS if given.get(name)]
+    rest = [name for name in COMPONENTS if name not in given and getattr(s, name)]
+    if on and rest:
+        also, alone = (" and ".join(map(str.upper, names)) for names in (rest, on))
+        off = _flags(f"no-{name}" for name in rest)
+        found.append(f"{s.method} also has {also}: add {off} for {alone} alone, as published")
+    if s.dlw and s.dlw_mode == "dynamic" and s.adv == 0:
+        found.append("with --adv 0 alpha never rises: there is no adversarial loss")
+    return found
 
 
 def resolve_quantization(given: Mapping[str, Any]) -> tuple[QuantizeSettings, Settings, list[str]]:
-    """The settings of a quantisation from those that are given; those by which its images are made; and
-    warnings.
+    """The settings of a quantisation; those that synthesise its images; and warnings.
 
     Raises:
-        UserError: values that contradict each other.
+        UserError: settings contradict each other.
     """
     own = QuantizeSettings(**given)
     if own.real_calibration and own.dataset == "none" and not own.eval_folder:
         raise UserError("--real_calibration needs real images: add --eval_folder or --dataset")
-    if own.synthesis_batch_size < 2:
-        raise UserError("--synthesis_batch_size 1: give 2 or more, BatchNorm has no statistics of one image")
-    whole = {"adv": 0.0, "epochs": 1, "warmup": 0, "kd_steps": 1, "ep_steps": 1}
-    whole |= {"dlw": False, "blg": False, "iho": False, "overwrite": own.overwrite}
-    for name in ("dataset", "method", "g_steps", "synthesis_batch_size"):
-        whole[name] = getattr(own, name)
-    names = {one.name for one in FIELDS}
-    settings, remarks = resolve({**{k: v for k, v in given.items() if k in names}, **whole})
-    return own, settings, remarks
-
-
-def precision(amp: str, fp16: bool) -> str:
-    """`amp` as it is meant beside `fp16`.
-
-    Raises:
-        UserError: they contradict each other.
-    """
-    if fp16 and amp in ("bf16", "auto"):
-        raise UserError(f"--fp16 and --amp {amp} contradict each other: choose one")
-    return "fp16" if fp16 else amp
-
-
-def resolve_training(settings: RealSettings) -> RealSettings:
-    """The settings of a training on real images, with what depends on others filled in.
-
-    Raises:
-        UserError: values that contradict each other.
-    """
-    require_batches(settings.batch_size)
-    if settings.resume is not None and settings.overwrite:
-        raise UserError("--resume and --overwrite contradict each other: choose one")
-    return dataclasses.replace(settings, amp=precision(settings.amp, settings.fp16))
-
-
-def require_batches(*sizes: int) -> None:
-    """Raises:
-    UserError: a batch of one image.
-    """
-    if min(sizes) < 2:
-        raise UserError("--batch_size 1: a batch needs 2 images or more, BatchNorm has no statistics of one")
-
-
-def run_folder(method: str, values: Mapping[str, Any]) -> str:
-    """Where a run goes that was given no `save_dir`."""
-    tag = f"-{values['log_tag']}" if values["log_tag"] else ""
-    networks = f"{values['teacher'].stem}-{values['student'].stem}"
-    return f"run/{method}-{values['dataset']}-{networks}-seed{values['seed']}{tag}"
-
-
-def warnings(settings: Settings, given: Mapping[str, Any]) -> list[str]:
-    """What to say of settings that were given and have no effect."""
-    s, method = settings, METHODS[settings.method]
-    found = []
-    ignored = [name for name in synthesis_settings() if name in given and name not in method.takes]
-    if ignored:
-        those = " ".join(f"--{name}" for name in method.takes)
-        names = ", ".join(f"--{name}" for name in ignored)
-        found.append(f"{s.method} ignores {names}; of such flags it takes {those}")
-    on = [name for name in ("dlw", "blg", "iho") if given.get(name)]
-    rest = [name for name in ("dlw", "blg", "iho") if name not in given]
-    if s.method == "bsr" and on and rest:
-        off = " ".join(f"--no-{name}" for name in rest)
-        found.append(
-            f"bsr has {' and '.join(name.upper() for name in rest)} on too: add {off} for "
-            f"{' and '.join(name.upper() for name in on)} alone, as the published ablation means it"
-        )
-    if "T" in given and method.T is not None:
-        found.append(f"--T has no effect: {s.method} teaches at temperature {method.T:g}, as published")
-    if "repository_memory" in given and not s.store_samples:
-        found.append(f"--repository_memory has no effect: {s.method} keeps no samples")
-    if s.ema_generator and s.store_samples and not method.stores:
-        found.append("--ema_generator has no effect with --store_samples: the student sees no fresh samples")
-    if s.max_samples is not None and not s.store_samples:
-        found.append(f"--max_samples has no effect: {s.method} keeps no samples without --store_samples")
-    if given.get("store_samples") and method.stores:
-        found.append(f"--store_samples has no effect: {s.method} always stores its samples")
-    if s.dlw and "oh" in given:
-        found.append("--oh has no effect while DLW sets alpha: use --oh_min or --no-dlw")
-    of_dlw = ("dlw_mode", "oh_min", "oh_max", "oh_step", "oh_memory_size")
-    unused = [f"--{name}" for name in of_dlw if name in given]
-    if not s.dlw and unused:
-        found.append(f"{', '.join(unused)} has no effect without DLW")
-    if s.dlw and s.dlw_mode in ("dynamic", "con_min") and "oh_max" in given:
-        found.append(f"--oh_max has no effect with --dlw_mode {s.dlw_mode}")
-    if s.dlw and s.dlw_mode == "dynamic" and s.adv == 0:
-        found.append("with --adv 0 there is no adversarial loss whose minima could raise alpha")
-    if s.device and s.gpu is not None:
-        found.append("--gpu has no effect beside --device")
-    return found
-
-
-def check(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of settings given from Python, as `resolve` takes them; None stands for the default.
-
-    Raises:
-        UserError: a value is not of its setting's kind.
-    """
-    by_name = {one.name: one for one in FIELDS}
-    checked = {}
-    for name, value in given.items():
-        if value is None:
-            continue
-        try:
-            checked[name] = by_name[name].traits.kind.check(value)
-        except ValueError as error:
-            raise UserError(f"{name}: {error}") from None
-    return checked
+    fixed = {"adv": 0.0, "epochs": 1, "warmup": 0, "kd_steps": 1, "ep_steps": 1}
+    fixed |= dict.fromkeys(COMPONENTS, False) | {"overwrite": own.overwrite}
+    fixed |= {name: getattr(own, name) for name in ("dataset", "method", "g_steps", "synthesis_batch_size")}
+    shared = {one.name: given[one.name] for one in FIELDS if one.name in given}
+    return own, *resolve({**shared, **fixed})

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.kinds import COUNT, COUNT_OR_NONE, choice
 from datafree.methods import METHODS
 from datafree.results.read import COMPONENTS, find_runs, read_run
-from datafree.settings import NETWORK
+from datafree.settings import Count, Network, Whole
 from show_result.ablation import ordered, variant_of
 
 if TYPE_CHECKING:
@@ -44,12 +43,12 @@ def build_parser() -> cli.Parser:
     parser.add_argument("--tags", nargs="+", help="names for the runs (default: those of their folders)")
     parser.add_argument(
         "--features",
-        type=cli.argument(choice("network", ("student", "teacher"))),
+        choices=("student", "teacher"),
         default="student",
         help="whose penultimate features: student, or teacher (as stored with the samples)",
     )
     parser.add_argument(
-        "--student", type=cli.argument(NETWORK), help="file.py:factory of a student that is defined in a file"
+        "--student", type=cli.argument(Network), help="file.py:factory of a student that is defined in a file"
     )
     parser.add_argument(
         "--feature_layer",
@@ -59,16 +58,14 @@ def build_parser() -> cli.Parser:
     )
     parser.add_argument(
         "--max_points",
-        type=cli.argument(COUNT),
+        type=cli.argument(Count),
         default=100_000,
         help="points a run at most, drawn at random",
     )
-    parser.add_argument(
-        "--seed", type=cli.argument(COUNT_OR_NONE), default=0, help="seed of everything random"
-    )
+    parser.add_argument("--seed", type=cli.argument(Whole), default=0, help="seed of everything random")
     parser.add_argument(
         "--engine",
-        type=cli.argument(choice("engine", ("auto", "openTSNE", "scikit-learn"))),
+        choices=("auto", "openTSNE", "scikit-learn"),
         default="auto",
         help="auto takes openTSNE, which is faster, where it is installed",
     )

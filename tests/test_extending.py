@@ -79,7 +79,7 @@ def test_the_loss_term_is_a_setting_a_metric_and_a_keyword(extended):
     assert "fast_meta (ent 0.5)" in table
     assert "fast_meta (ent 0.0)" in table
     run(extended, "scripts/derive.py")
-    assert "    ent: float | None" in (extended / "datafree/keywords.pyi").read_text()
+    assert "| `--ent` | weight of the entropy" in (extended / "docs/flags.md").read_text()
 
 
 def test_the_method_runs_resumes_and_is_in_help_tables_and_pages(extended):

@@ -192,8 +192,8 @@ def test_any_network_is_quantised_without_distilling(run):
     [
         ("--real_calibration 5", "needs real images"),
         ("--adv 1", "unknown argument --adv"),
-        ("--method zskt", "unknown method zskt"),
-        ("--synthesis_batch_size 1", "--synthesis_batch_size 1: give 2 or more"),
+        ("--method zskt", "zskt has nothing to optimise"),
+        ("--synthesis_batch_size 1", "--synthesis_batch_size 1: a batch needs 2 images or more"),
         ("--teacher own.py:small --img_size 8 --g_steps 1 --eval_folder gone", "gone"),
         ("--teacher own.py:odd --img_size 8 --g_steps 900000", "cannot be exported as onnx"),
     ],

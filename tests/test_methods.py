@@ -10,14 +10,13 @@ from making import flags
 from torch import nn
 
 from datafree import losses, models
-from datafree.cli.bsr import build_parser
 from datafree.data.augment import Augment, Normalize, OnlyNormalize
 from datafree.distiller import Distiller
 from datafree.evaluation import Evaluation
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
-from datafree.settings import Settings, resolve
+from datafree.settings import Settings
 from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.cmi import CMISynthesizer, ViewDescription
 from datafree.synthesis.create import create_synthesizer
@@ -363,21 +362,6 @@ def test_a_full_repository_drops_the_oldest_samples():
     assert made.repository.serials.tolist() == list(range(28, 48))
 
 
-@pytest.mark.parametrize(
-    ("words", "warning"),
-    [
-        ("--method zskt --max_samples 5", "--max_samples has no effect: zskt keeps no samples"),
-        (
-            "--method zskt --store_samples --ema_generator 0.9",
-            "--ema_generator has no effect with --store_samples",
-        ),
-    ],
-)
-def test_options_of_the_repository_without_effect_are_named(words, warning):
-    _, warnings = resolve(build_parser().given(words.split()))
-    assert any(one.startswith(warning) for one in warnings)
-
-
 def test_methods_that_store_nothing_teach_from_fresh_samples_and_store_them_when_told():
     fresh, stored = (distiller(flags("--method", "dfq", *TINY, *more)) for more in ((), ("--store_samples",)))
     calls = []
@@ -387,32 +371,6 @@ def test_methods_that_store_nothing_teach_from_fresh_samples_and_store_them_when
         one.run_epoch(0)
     assert calls == [8] * 4  # two rounds of two steps, of the first alone
     assert len(stored.repository) == 16
-
-
-def test_published_settings_are_defaults_and_a_flag_given_wins():
-    dafl = flags("--method", "dafl")
-    shown = (dafl.lr, dafl.kd_steps, dafl.g_steps, dafl.oh, dafl.act, dafl.balance, dafl.epochs, dafl.warmup)
-    assert shown == (0.1, 5, 1, 1.0, 0.001, 20.0, 200, 0)
-    assert (dafl.dlw, dafl.store_samples) == (False, False)
-    assert flags("--method", "dafl", "--lr", 0.3, "--oh", 2).lr == 0.3
-    assert {flags("--method", name).T for name in ("dafl", "zskt", "dfad", "dfq")} == {1.0}
-    assert flags("--method", "fast_meta", "--teacher", "wrn40_2").oh == 0.4
-    assert flags("--method", "fast_meta", "--teacher", "vgg11").oh == 0.5
-    assert flags("--method", "fast_meta", "--teacher", "wrn40_2", "--oh", 1).oh == 1.0
-    five = flags("--method", "fast_meta", "--g_steps", 5)
-    assert (five.lr_g, five.lr_z, five.epochs) == (3e-3, 0.01, 220)
-    assert flags("--method", "fast", "--g_steps", 2, "--lr_z", 1).lr_g == 5e-3
-    assert flags("--method", "bsr", "--g_steps", 5).lr_g == 2e-3
-
-
-def test_a_method_lists_the_flags_it_takes_when_given_others():
-    _, (warning,) = resolve(build_parser().given("--method zskt --cr 1 --lr_z 0.1 --adv 2".split()))
-    assert warning.startswith("zskt ignores --lr_z, --cr; of such flags it takes --g_steps --lr_g --adv")
-
-
-def test_the_temperature_of_methods_that_fix_it_cannot_be_changed_silently():
-    settings, (warning,) = resolve(build_parser().given("--method zskt --T 20".split()))
-    assert (settings.T, warning) == (1.0, "--T has no effect: zskt teaches at temperature 1, as published")
 
 
 def test_fast_never_draws_layers_anew(networks):

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from making import flags, named, samples
+from making import flags, samples
 from test_methods import CLASSES, NORMALIZE, TARGETS, TINY, TinyGenerator, classifier, context, distiller
 from test_tables import write_run
 from torch import nn
@@ -22,7 +22,6 @@ from datafree.deploy.export import Shipped
 from datafree.deploy.export import compare as compare_logits
 from datafree.errors import Damaged, UserError
 from datafree.evaluation import MOST, HeldOut, evaluate
-from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.repository import SampleRepository
 from datafree.results.read import read_run
@@ -34,8 +33,7 @@ from datafree.results.tables import collect, compare
 from datafree.runs.contact_sheet import contact_sheet
 from datafree.runs.lock import refuse_existing
 from datafree.runs.sample_log import SampleLog
-from datafree.settings import resolve
-from datafree.synthesis import cmi, fast_meta
+from datafree.synthesis import cmi
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
 from datafree.torch_utils.precision import found_precision
@@ -182,70 +180,6 @@ def test_nothing_is_written_to_links_pipes_and_folders_in_place_of_files(tmp_pat
                 refuse_existing(folder, resume=resume, overwrite=not resume)
 
 
-# Settings
-
-_ALL = {"warmup": 20, "lr": 0.2, "kd_steps": 400, "ep_steps": 400, "g_steps": 10, "lr_g": 2e-3, "lr_z": 0.01}
-_ALL |= {"adv": 1.33, "bn": 10.0, "oh": 0.5, "bn_mmt": 0.9, "reset_l0": 1, "reset_bn": 0, "is_maml": 1}
-_ALL |= {
-    "act": 0.0,
-    "balance": 0.0,
-    "cr": 0.8,
-    "cr_T": 0.2,
-    "tv": 2.5e-5,
-    "l2": 3e-8,
-    "batch_size": 256,
-    "T": 20.0,
-}
-_ALL |= {"epochs": 420, "momentum": 0.9, "weight_decay": 1e-4, "oh_min": 0.5, "oh_max": 1.0, "oh_step": 0.1}
-_ALL |= {"oh_memory_size": 8}
-_OLD = {"epochs": 200, "warmup": 0, "lr": 0.1}
-_GENERATIVE = {**_OLD, "kd_steps": 5, "g_steps": 1, "lr_g": 1e-3, "adv": 1.0, "bn": 0.0, "oh": 0.0, "T": 1.0}
-DEFAULTS = {
-    "bsr": {},
-    "fast_meta": {"epochs": 220},
-    "fast": {"epochs": 220},
-    "cmi": {**_OLD, "g_steps": 200, "lr_g": 1e-3, "lr_z": 1e-3, "adv": 0.5, "bn": 1.0, "oh": 1.0},
-    "deepinv": {**_OLD, "g_steps": 1000, "lr_g": 0.1, "adv": 1.0, "bn": 10.0, "oh": 1.0},
-    "nayer": {
-        **{"epochs": 320, "batch_size": 512, "synthesis_batch_size": 400, "g_steps": 30, "lr_g": 4e-3},
-        **{"g_loops": 2, "gwp_loops": 10, "g_life": 10, "label_embedding": "classifier"},
-    },
-    "dafl": {**_GENERATIVE, "adv": 0.0, "oh": 1.0, "act": 0.001, "balance": 20.0},
-    "zskt": _GENERATIVE,
-    "dfad": _GENERATIVE,
-    "dfq": {**_GENERATIVE, "kd_steps": 10, "bn": 1.0, "oh": 1.0, "balance": 20.0},
-}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_the_published_settings_of_each_method_are_these(method):
-    settings, _ = resolve({"method": method, "teacher": named("resnet34"), "student": named("resnet18")})
-    for name, value in {**_ALL, **DEFAULTS[method]}.items():
-        assert getattr(settings, name) == value, name
-    assert settings.rounds == (
-        settings.ep_steps // settings.kd_steps if "balance" in METHODS[method].takes else 1
-    )
-    assert (settings.dlw, settings.blg, settings.iho) == (method == "bsr",) * 3
-
-
-def test_nayer_has_other_published_settings_for_other_data():
-    of_tiny = {"batch_size": 256, "synthesis_batch_size": 200, "g_steps": 60, "g_loops": 4, "gwp_loops": 20}
-    of_tiny |= {"kd_steps": 1000, "ep_steps": 1000, "lr": 0.1}
-    for dataset, expected in (("cifar100", {"g_steps": 40}), ("tiny_imagenet", of_tiny)):
-        settings, _ = resolve({"method": "nayer", "dataset": dataset})
-        for name, value in {**_ALL, **DEFAULTS["nayer"], **expected}.items():
-            assert getattr(settings, name) == value, name
-
-
-def test_what_each_method_is_made_of_is_this():
-    made = {name: (one.nz, one.start, one.stores, one.divergence) for name, one in METHODS.items()}
-    storing = dict.fromkeys(("bsr", "fast_meta", "fast", "cmi", "deepinv", "nayer"), (256, 2, True, "kl"))
-    fresh = {"dafl": (512, 4, False, "kl"), "zskt": (256, 4, False, "kl"), "dfq": (256, 4, False, "kl")}
-    assert made == {**storing, **fresh, "dfad": (256, 4, False, "l1")}
-    assert cmi.BANK_SIZE == 40_960
-    assert cmi.NEGATIVES == 4_096
-    assert fast_meta.RESET_CALL == 120
-    assert METHODS["fast_meta"].rates == {2: (5e-3, 0.015), 5: (3e-3, 0.01), 10: (2e-3, 0.01)}
 
 
 def made_by(method, networks, rng, *more, side=8, generator=None):
@@ -470,12 +404,6 @@ def test_agreement_is_measured_in_the_warm_up_too_while_accuracy_waits():
     assert all("agreement" in row for row in rows)
     assert len(scored) == 3  # once at first, and after each of the two trained epochs
     assert len(made.held_out.images) + len(made.repository) + sum(row["removed"] for row in rows) == 4 * 16
-
-
-@pytest.mark.parametrize("flag", ["--batch_size", "--synthesis_batch_size"])
-def test_no_batch_is_of_one_image(flag):
-    with pytest.raises(UserError, match="a batch needs 2 images or more"):
-        flags(flag, 1)
 
 
 # Networks

@@ -184,7 +184,6 @@ def test_another_number_of_threads_is_warned_of_on_resuming(cwd):
     [
         (["--lr", "1e9", "--warmup", "0"], "try a lower --lr\n"),
         (["--std", "1e-300"], "--std 1e-300 has a value that is not 1e-06 or more"),
-        (["--save_dir", ""], "--save_dir: a folder without a name"),
     ],
 )
 def test_messages_blame_what_is_to_blame(flags, message, cwd):

@@ -1,15 +1,11 @@
 """What may import what, one definition of a setting, and the package as others install it."""
 
 import ast
-import inspect
-import json
-import runpy
 import shutil
 import subprocess
 import sys
 import zipfile
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,14 +16,11 @@ from test_methods import classifier
 from test_scripts import assert_refused
 
 import datafree
-from datafree.cli.bsr import build_parser
 from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
-from datafree.kinds import settings_of
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
 from datafree.results.read import Run
-from datafree.settings import FIELDS, LIBRARY, TABLE, KDSettings, Settings, TrainSettings, identity, resolve
 from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.create import create_synthesizer
 
@@ -53,11 +46,11 @@ LAYERS = [
     ["data"],
     ["torch_utils"],
     ["settings"],
-    ["kinds", "methods", "dlw"],
+    ["methods", "dlw"],
     ["errors", "models"],
 ]
 # Names of things, which need nothing: the settings are defined with them.
-LEAVES = {"datafree.data.datasets", "datafree.networks.names", "datafree.keywords"}
+LEAVES = {"datafree.data.datasets", "datafree.networks.names"}
 
 
 def modules():
@@ -106,52 +99,6 @@ def test_the_components_know_nothing_of_settings_files_and_each_other():
     for module, tree in modules():
         if room(module) in ("dlw", "blg", "iho"):
             assert set(imported(tree)) <= {"datafree.neighbours"}
-
-
-def test_derived_pages_are_those_of_the_present_settings():
-    derived = runpy.run_path(str(ROOT / "scripts/derive.py"))["DERIVED"]
-    for name, derive in derived.items():
-        assert (ROOT / name).read_text() == derive(), f"{name} is stale: run `make derive`"
-
-
-@pytest.mark.parametrize("owner", [Settings, TrainSettings, KDSettings])
-def test_a_setting_has_one_group_and_a_default_of_its_kind(owner):
-    names = [one.name for one in settings_of(owner)]
-    assert len(set(names)) == len(names)
-    for one in settings_of(owner):
-        assert one.group, one.name
-        if one.default is not None:
-            assert one.traits.kind.check(one.default) == one.default, one.name
-
-
-def test_flags_and_keyword_arguments_follow_from_the_settings():
-    words = [f"--{one.name}" for one in FIELDS]
-    help_text = build_parser().format_help()
-    assert not [word for word in words if word not in help_text]
-    parameters = inspect.signature(datafree.distill).parameters
-    assert list(parameters)[-len(LIBRARY) :] == list(LIBRARY)
-    assert parameters["oh_step"].default == 0.1
-    assert {"oh_step", "student_args", "transfer_set"} <= set(TABLE)
-    assert not {"save_dir", "seed", "device"} & set(TABLE)
-
-
-def test_what_is_given_from_python_and_on_the_command_line_resolves_alike():
-    given = {"method": "fast_meta", "g_steps": 5, "oh": 0.4, "dlw": False, "T": 4, "reset_bn": True}
-    words = "--method fast_meta --g_steps 5 --oh 0.4 --no-dlw --T 4 --reset_bn 1".split()
-    from datafree.settings import check
-
-    assert resolve(check(given))[0] == resolve(build_parser().given(words))[0]
-
-
-def test_settings_of_machine_and_folder_are_no_part_of_a_runs_identity():
-    one = resolve({})[0]
-    moved = replace(
-        one, save_dir="x", device="cpu", workers=0, repository_memory=7, save_every=3, print_freq=1
-    )
-    assert identity(moved) == identity(one)
-    for name, value in {"lr": 0.3, "seed": 4, "student_args": "width=2", "max_samples": 9}.items():
-        assert identity(replace(one, **{name: value})) != identity(one), name
-    json.dumps(identity(one))  # plain data
 
 
 def test_a_run_older_than_a_setting_has_its_default():
@@ -256,7 +203,7 @@ def test_every_file_of_the_package_is_installed(installed):
     }
     here |= {Path("datafree/models") / path.name for path in (ROOT / "models").glob("*.py")}
     here |= {path.relative_to(ROOT) for path in (ROOT / "datafree/results").glob("*.[hcjm]*")}
-    here |= {Path("datafree/py.typed"), Path("datafree/keywords.pyi")}
+    here |= {Path("datafree/py.typed")}
     assert not [str(path) for path in here if not (installed / path).is_file()]
 
 

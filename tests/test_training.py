@@ -148,12 +148,12 @@ def test_kd_with_real_images_continues_exactly_after_a_signal(cwd):
     assert_equal_weights(cwd / "whole/student.pth", cwd / "out/student.pth")
     assert metrics(cwd / "out") == metrics(cwd / "whole")
     assert_refused(
-        run_here("vanilla_kd.py", *KD, "--epochs", 12, "--resume", cwd=cwd), "beta was 0.5 and is 0.0"
+        run_here("vanilla_kd.py", *KD, "--epochs", 12, "--resume", cwd=cwd), "ce_weight was 0.5 and is 0.0"
     )
 
 
 def test_kd_with_other_images_and_with_labels(cwd):
-    """Soft targets weigh alpha, hard ones beta; the images may be another dataset's, or a folder's."""
+    """Two weights, soft and hard targets; the images may be those of another dataset or of a folder."""
     write_folder(cwd / "other", splits=("any",), count=10)
     short = [*KD, "--epochs", 1]
     losses = {}
@@ -178,9 +178,9 @@ def test_kd_with_other_images_and_with_labels(cwd):
         (["--transfer_set", "nois"], "did you mean noise?"),
         (["--transfer_set", ""], "neither a folder nor a dataset"),
         (["--transfer_set", "cifr10"], "neither a folder nor a dataset, did you mean cifar10?"),
-        (["--transfer_set", "other", "--beta", 1], "--beta needs labels"),
+        (["--transfer_set", "other", "--beta", 1], "--ce_weight needs labels"),
         (["--alpha", 0], "leaves nothing to learn"),
-        (["--lr_decay_milestones", "1,x"], "is no list of epochs"),
+        (["--lr_decay_milestones", "1,x"], "is not a list of epochs"),
         (["--resume", "--overwrite"], "contradict each other"),
     ]:
         assert_refused(run_here("vanilla_kd.py", *short, *more, "--save_dir", "new", cwd=cwd), message)

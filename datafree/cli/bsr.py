@@ -9,7 +9,7 @@ from datafree.settings import Settings, resolve
 
 def build_parser() -> cli.Parser:
     lines = ["published settings, where they differ from the defaults above:"]
-    lines += [f"  {name:9} {flags}" for name, flags in published_settings()]
+    lines += [f"  {name:9} {flags}" for name, flags in published_settings().items()]
     parser = cli.Parser(
         "Distil a student from a frozen teacher without its training data (BSR).", "\n".join(lines)
     )

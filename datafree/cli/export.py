@@ -8,8 +8,7 @@ from pathlib import Path
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.kinds import COUNT, choice
-from datafree.settings import NETWORK
+from datafree.settings import Count, Network
 
 FORMATS = {"onnx": "student.onnx", "torch_export": "student.pt2", "safetensors": "student.safetensors"}
 INT8 = "student_int8.onnx"
@@ -19,13 +18,8 @@ LEAST_OPSET, CALIBRATION = 18, 512
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Ship the student of a finished run as one file, with a model card.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--format",
-        type=cli.argument(choice("format", tuple(FORMATS))),
-        default="onnx",
-        help=f"one of {', '.join(FORMATS)}",
-    )
-    count = cli.argument(COUNT)
+    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="format of the file")
+    count = cli.argument(Count)
     parser.add_argument("--opset", type=count, help="of ONNX, 18 or more (default: PyTorch's choice)")
     parser.add_argument(
         "--int8", action="store_true", help="also write student_int8.onnx, calibrated on stored samples"
@@ -37,7 +31,7 @@ def build_parser() -> cli.Parser:
         "--data_root", help="folder with the test data that judge --int8 (default: the run's)"
     )
     parser.add_argument("--output", type=Path, help="folder to write to (default: RUN/export)")
-    network = cli.argument(NETWORK)
+    network = cli.argument(Network)
     parser.add_argument(
         "--student", type=network, help="file.py:factory of a student that is defined in a file"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
@@ -19,11 +19,9 @@ def build_parser() -> cli.Parser:
 
 def run() -> None:
     settings = resolve_training(KDSettings(**build_parser().given()))
-    if not settings.alpha and not settings.beta:
-        raise UserError("--alpha 0 --beta 0 leaves nothing to learn: give one of them a weight")
-    if settings.save_dir is None:
-        folder = run_folder(settings.method, vars(settings))
-        settings = dataclasses.replace(settings, save_dir=folder)
+    if not settings.kd_weight and not settings.ce_weight:
+        raise UserError("--kd_weight 0 --ce_weight 0 leaves nothing to learn: give one of them a weight")
+    settings = replace(settings, save_dir=settings.save_dir or run_folder(settings))
 
     # Only now, so that --help and mistakes in flags answer at once.
     from datafree.runs.real_images import distill

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.kinds import choice
 from datafree.results.effects import effects
 from datafree.results.published import Published
 from datafree.results.read import find_runs
@@ -20,12 +19,7 @@ FORMATS = (*RENDER, "csv")
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Tables of finished runs, with seeds, spread and the published figures.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of some")
-    parser.add_argument(
-        "--format",
-        type=cli.argument(choice("format", FORMATS)),
-        default="text",
-        help=f"one of {', '.join(FORMATS)}",
-    )
+    parser.add_argument("--format", choices=FORMATS, default="text", help="format of the tables")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     parser.add_argument(
         "--compare",

@@ -188,8 +188,8 @@ def distill(settings: KDSettings) -> None:
         with torch.no_grad():
             teacher_logits = at_least_single(teacher(inputs))
         logits = at_least_single(forward(inputs))
-        loss = s.alpha * losses.kldiv(logits, teacher_logits, s.T)
-        return loss + s.beta * F.cross_entropy(logits, labels) if s.beta else loss
+        loss = s.kd_weight * losses.kldiv(logits, teacher_logits, s.T)
+        return loss + s.ce_weight * F.cross_entropy(logits, labels) if s.ce_weight else loss
 
     score = run.judge(test_images, facts, teacher)
     trainer = Trainer(student, criterion, images, facts, score, s, run.device, run.processes)
@@ -227,8 +227,8 @@ def transfer_set(settings: KDSettings, run: TrainingRun, facts: ImageSpec) -> Im
     """
     s = settings
     name = s.dataset if s.transfer_set is None else s.transfer_set
-    if s.beta and name != s.dataset:
-        raise UserError("--beta needs labels of the teacher's classes: leave out --transfer_set, or --beta")
+    if s.ce_weight and name != s.dataset:
+        raise UserError("--ce_weight needs labels of the teacher's classes: leave out it or --transfer_set")
     if name == NOISE:
         return noise(facts.img_size)
     if name in SPECS:

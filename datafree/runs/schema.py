@@ -79,7 +79,7 @@ def config_of(content: dict[str, Any]) -> dict[str, Any]:
         if value is None or one.name in (*FOUND, *NAMED):
             continue
         try:
-            one.traits.kind.check(value)
+            one.check(value)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{one.name} is {value!r:.80}: {error}") from None
     _require("seed", content.get("seed"), content.get("seed") is not None)
