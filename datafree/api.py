@@ -1,13 +1,12 @@
-"""Distillation as a function: what `bsr_main.py` does, without files, for networks that are at hand."""
+"""Distillation as a function: what `bsr_main.py` does, without files, for networks in memory."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, get_type_hints
 
@@ -17,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from datafree.assemble import make_distiller
 from datafree.data.augment import Augment, Normalize
-from datafree.data.image_spec import LEAST_STD, MAX_SIZE
+from datafree.data.image_spec import LEAST_STD, MAX_SIZE, MIN_SIZE
 from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluation, HeldOut
 from datafree.methods import METHODS
@@ -41,28 +40,26 @@ def distill(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     **given: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """Distil a student from a teacher without data (BSR, unless `method` says otherwise).
+    """Distil a student from a teacher without data (BSR by default, see `method`).
 
-    Torch's random state is as before afterwards; what callbacks draw does not change the run. Runs may follow
-    each other, or run in processes of their own, but not in threads of one process: they share that state.
+    Torch's random state is restored afterwards; random numbers drawn in callbacks do not change the run. Do
+    not run two distillations in threads of one process: they share that state.
 
     Args:
-        teacher: maps images (N, C, H, W), normalised, to logits (N, classes); left as it was.
-        student: likewise, with as many classes; trained in place, on the device it is on, which must be the
-            teacher's too.
+        teacher: maps images (N, C, H, W), normalised, to logits (N, classes); not changed.
+        student: likewise, with as many classes; trained in place, on its device, which must be the teacher's.
         img_size: H and W in pixels, 8 or more.
-        mean, std: C numbers each (1 or 3), with which the networks' input is normalised; images are in
-            [0, 1].
-        flip: whether a mirrored image is still of its class.
-        evaluate: scores the student, in eval mode and in single precision, after every `eval_every` epochs
-            (each, by default) and the last, in percent. By default it is judged by its agreement with the
-            teacher on synthetic samples that are held out from training, which is not accuracy.
+        mean, std: C numbers each (1 or 3) that normalise images in [0, 1] to the networks' input.
+        flip: whether a mirrored image keeps its class.
+        evaluate: returns the student's accuracy in percent; called in eval mode and single precision after
+            every `eval_every` epochs (each, by default) and the last. By default the student is evaluated by
+            its agreement with the teacher on held-out synthetic samples. Agreement is not accuracy.
         on_epoch: called after each epoch with its line of metrics.
         given: the other settings of `bsr_main.py` by name, such as `epochs=100, method="fast_meta", seed=1`;
             see docs/flags.md. None stands for the default.
 
     Returns:
-        The student, and the metrics: a dictionary an epoch, as the lines of `metrics.jsonl`.
+        The student, in eval mode, and the metrics: a dictionary for each epoch, as in `metrics.jsonl`.
 
     Raises:
         TypeError: there is no such setting.
@@ -88,49 +85,47 @@ def distill(
 
     def score(network: nn.Module) -> Evaluation:
         assert evaluate is not None
-        usual = torch.autocast(device.type, enabled=False)  # whatever --amp scores with
-        with frozen(network), torch.no_grad(), random_state_kept(device), usual:
-            score = evaluate(network)
+        single = torch.autocast(device.type, enabled=False)  # where --amp evaluates in half precision
+        with frozen(network), torch.no_grad(), random_state_kept(device), single:
+            accuracy = evaluate(network)
         try:
-            return Evaluation(float(score), math.nan, math.nan, 0, 0)
+            return Evaluation(float(accuracy), math.nan, math.nan, 0, 0)
         except (TypeError, ValueError):
-            raise UserError(f"evaluate returned {score!r}: return the accuracy in percent") from None
+            raise UserError(f"evaluate returned {accuracy!r}: return the accuracy in percent") from None
 
     with ExitStack() as stack:
         stack.enter_context(_usual_defaults())
-        augment = Augment(Normalize(mean, std), flip)
         stack.enter_context(frozen(teacher))
         stack.enter_context(random_state_kept(device))
         torch.default_generator.manual_seed(settings.seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(settings.seed)
-        taught = check_network(teacher, "teacher", len(mean), img_size, device, settings.feature_layer)
-        learning = check_network(student, "student", len(mean), img_size, device, trained=True)
-        for found in (taught, learning):
+        shape = (len(mean), img_size, img_size)
+        of_teacher = check_network(teacher, "teacher", *shape[:2], device, settings.feature_layer)
+        of_student = check_network(student, "student", *shape[:2], device, trained=True)
+        for found in (of_teacher, of_student):
             if found.hook:
                 stack.callback(found.hook.remove)
-        if taught.num_classes != learning.num_classes:
-            raise UserError(
-                f"the student gives {learning.num_classes} classes, and the teacher {taught.num_classes}"
-            )
-        if not taught.bn_layers and "bn" in METHODS[settings.method].takes:
+        if of_teacher.num_classes != of_student.num_classes:
+            counts = of_student.num_classes, of_teacher.num_classes
+            raise UserError("the student has {} classes, the teacher {}".format(*counts))
+        if not of_teacher.bn_layers and "bn" in METHODS[settings.method].takes:
             warnings.warn(NO_STATISTICS, stacklevel=2)
-        assert taught.features is not None  # a teacher's are looked for
+        assert of_teacher.features is not None  # every teacher has them
+        augment = Augment(Normalize(mean, std), flip)
         distiller = make_distiller(
             settings,
             teacher,
             student,
-            features=taught.features,
+            features=of_teacher.features,
             img_size=img_size,
-            num_classes=taught.num_classes,
+            num_classes=of_teacher.num_classes,
             augment=augment,
             device=device,
             warn=lambda text: warnings.warn(text, stacklevel=4),
         )
-        held_out = None
-        if evaluate is None:
-            held_out = HeldOut((len(mean), img_size, img_size), teacher, augment.normalize, device)
+        held_out = None if evaluate else HeldOut(shape, teacher, augment.normalize, device)
         run = MeasuredDistiller(distiller, settings, score if evaluate else None, held_out)
         metrics = []
         for epoch in range(settings.epochs):
@@ -138,21 +133,19 @@ def distill(
             if on_epoch:
                 with random_state_kept(device):
                     on_epoch(metrics[-1])
-    student.eval()
-    return student, metrics
+    return student.eval(), metrics
 
 
 def _signature() -> inspect.Signature:
-    """That of `distill`, with every setting in place of `**given`."""
-    own = [one for one in inspect.signature(distill).parameters.values() if one.name != "given"]
+    """The signature of `distill` with every setting in place of `**given`."""
+    own, types = inspect.signature(distill), get_type_hints(Settings)
     keyword = inspect.Parameter.KEYWORD_ONLY
-    types = get_type_hints(Settings)
-    own += [
+    settings = [
         inspect.Parameter(one.name, keyword, default=one.default, annotation=types[one.name])
         for one in FIELDS
         if one.name in LIBRARY
     ]
-    return inspect.signature(distill).replace(parameters=own)
+    return own.replace(parameters=[*list(own.parameters.values())[:-1], *settings])
 
 
 distill.__signature__ = _signature()  # type: ignore[attr-defined]
@@ -160,12 +153,10 @@ distill.__signature__ = _signature()  # type: ignore[attr-defined]
 
 @contextmanager
 def _usual_defaults() -> Iterator[None]:
-    """Gradients, float32 and the CPU, whatever else the caller has made the default."""
+    """Gradients, float32 and the CPU, whatever the caller's defaults are."""
     dtype = torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))  # enables gradients, too
-        if torch.get_default_device().type != "cpu":  # every call would ask, and take longer
-            stack.enter_context(torch.device("cpu"))
+    elsewhere = torch.get_default_device().type != "cpu"  # where it is not needed, the context costs time
+    with torch.inference_mode(False), torch.device("cpu") if elsewhere else nullcontext():
         torch.set_default_dtype(torch.float32)
         try:
             yield
@@ -175,7 +166,7 @@ def _usual_defaults() -> Iterator[None]:
 
 def _require_apart(teacher: nn.Module, student: nn.Module) -> None:
     """Raises:
-    UserError: what trains the student would change the teacher.
+    UserError: training the student would change the teacher.
     """
 
     def parts(network: nn.Module) -> set[int]:
@@ -193,22 +184,15 @@ def _check_images(
     """Mean and standard deviation as numbers.
 
     Raises:
-        UserError: there are no such images.
+        UserError: they are not 1 or 3 finite numbers, or the size is out of range.
     """
+    numbers = f"mean {mean!r} and std {std!r}: give 1 or 3 finite numbers each, std {LEAST_STD} or more"
     try:
-        if isinstance(mean, str) or isinstance(std, str):
-            raise TypeError
-        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        mean, std = ([float(x) for x in values] for values in (mean, std))
     except (TypeError, ValueError):
-        raise UserError(f"mean {mean!r} and std {std!r}: give one number a channel, as (0.5,)") from None
-    if len(mean) != len(std) or len(mean) not in (1, 3):
-        raise UserError(f"mean {mean} and std {std}: give one number a channel, 1 or 3 each")
-    if not all(map(math.isfinite, (*mean, *std))) or min(std) < LEAST_STD:
-        raise UserError(f"mean {mean} and std {std}: give finite numbers, those of std {LEAST_STD} or more")
-    try:
-        fits = 8 <= operator.index(img_size) <= MAX_SIZE
-    except TypeError:
-        fits = False
-    if not fits:
-        raise UserError(f"img_size {img_size}: it must be a whole number from 8 to {MAX_SIZE}")
-    return mean, std
+        raise UserError(numbers) from None
+    if not len(mean) == len(std) in (1, 3) or not all(map(math.isfinite, mean + std)) or min(std) < LEAST_STD:
+        raise UserError(numbers)
+    if not isinstance(img_size, int) or not MIN_SIZE <= img_size <= MAX_SIZE:
+        raise UserError(f"img_size {img_size}: it must be a whole number from {MIN_SIZE} to {MAX_SIZE}")
+    return tuple(mean), tuple(std)
