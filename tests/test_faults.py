@@ -20,6 +20,7 @@ import pytest
 import soak
 import torch
 from conftest import ROOT, run_here, run_script
+from datafree.runs.lock import MARK
 from making import flags, samples
 from PIL import Image
 from test_methods import distiller
@@ -31,7 +32,6 @@ from datafree.errors import UserError
 from datafree.results.read import read_run
 from datafree.runs.contact_sheet import folder_names
 from datafree.runs.folder import RunFolder
-from datafree.runs.lock import MARK
 from datafree.runs.sample_log import SampleLog
 from datafree.torch_utils import checkpoint
 

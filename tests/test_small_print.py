@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from datafree.runs.lock import refuse_existing
 from making import flags, named, samples
 from test_methods import CLASSES, NORMALIZE, TARGETS, TINY, TinyGenerator, classifier, context, distiller
 from test_tables import write_run
@@ -32,7 +33,6 @@ from datafree.results.report_tables import summary_table
 from datafree.results.stored import StoredSamples
 from datafree.results.tables import collect, compare
 from datafree.runs.contact_sheet import contact_sheet
-from datafree.runs.lock import refuse_existing
 from datafree.runs.sample_log import SampleLog
 from datafree.settings import resolve
 from datafree.synthesis import cmi, fast_meta

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
+from datafree.runs.lock import RunLock, is_of_run
 from safetensors import safe_open
 from test_scripts import TINY, assert_refused, metrics, write_teacher
 from torch import nn
@@ -29,7 +30,6 @@ from datafree.errors import Damaged, UserError
 from datafree.results.read import read_run
 from datafree.results.stored import read_samples
 from datafree.runs.folder import RunFolder
-from datafree.runs.lock import RunLock, is_of_run
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.schema import LONGEST, metrics_of, read_text
 from datafree.torch_utils import checkpoint
