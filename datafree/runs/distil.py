@@ -27,16 +27,16 @@ from datafree.networks.check import NO_STATISTICS, check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
-from datafree.runs.checkpoint import resume, state_of
+from datafree.runs.checkpoint import start_or_resume, state_of
 from datafree.runs.contact_sheet import export_repository
-from datafree.runs.environment import choose_processes, environment, load_images
-from datafree.runs.files import CONFIG, REPOSITORY, SAMPLES, STUDENT, SUMMARY
+from datafree.runs.environment import choose_processes, load_images
+from datafree.runs.files import REPOSITORY, SAMPLES, STUDENT, SUMMARY
 from datafree.runs.folder import RunFolder, require_tensorboard
-from datafree.runs.loop import Progress, ProgressBar, Row, run_in_folder
+from datafree.runs.loop import Progress, Row, run_in_folder
 from datafree.runs.measure import MeasuredDistiller
 from datafree.runs.sample_log import SampleLog
 from datafree.samples import Samples
-from datafree.settings import Settings, as_dict, identity
+from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.distributed import Processes
 from datafree.torch_utils.precision import set_kernels
@@ -85,7 +85,7 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
     with RunFolder(path, s.resume is not None, s.overwrite, is_main=processes.is_main) as folder:
         for warning in warnings:
             folder.warn(warning)
-        if s.epochs and not s.evaluate_only and processes.is_main:
+        if s.epochs and not s.evaluate_only:
             folder.check()
         if s.tensorboard:
             require_tensorboard()
@@ -205,50 +205,29 @@ def evaluate_only(s: Settings, device: torch.device, processes: Processes, folde
 
 def _run(parts: _Parts) -> None:
     """Start or continue the run, and run its epochs to the final figures."""
-    s, device, processes, folder = parts.settings, parts.device, parts.processes, parts.folder
-    spec, teacher = parts.spec, parts.teacher.network
+    s, processes, folder, spec = parts.settings, parts.processes, parts.folder, parts.spec
     run = _build(parts)
     distiller, repository = run.distiller, run.distiller.repository
-    if not processes.is_main:  # all have built the same networks; from here on dropout differs
-        torch.manual_seed(s.seed + processes.rank)
     first_images = None
-    if s.cmi_init and "cmi_init" in METHODS[s.method].takes and s.resume is None:
-        first_images = load_folder(Path(s.cmi_init), spec.img_size, s.workers).for_channels(spec.channels)
-    if processes.is_main:
-        folder.lock()
-    own = {
-        **identity(s),
-        "student_start": parts.student_start,
-        **spec.as_dict(),
-        "teacher_weights": fingerprint(teacher),
-        "processes": processes.world_size,
-        "device_type": device.type,
-    }
-    if s.resume is not None:
-        progress = resume(run, folder, s.resume, own, processes)
-    else:
-        progress = Progress(s.start_epoch, first=s.start_epoch)
+    if s.resume is None:
         distiller.skip_to(s.start_epoch)
+        if s.cmi_init and "cmi_init" in METHODS[s.method].takes:
+            first_images = load_folder(Path(s.cmi_init), spec.img_size, s.workers)
         if parts.evaluate:  # also shows that the images can be read
             run.evaluation = parts.evaluate(parts.student)
             if s.student_ckpt:
                 folder.log(f"student at the start: {run.evaluation}")
-    if processes.is_main:
-        config = {
-            **as_dict(s),
-            "teacher_ckpt": parts.teacher.file,
-            "judged_by": "test_top1" if parts.evaluate else "holdout_agreement",
-            **spec.as_dict(),
-            **environment(device),
-            "processes": processes.world_size,
-        }
-        folder.open(CONFIG, config, progress.epoch if s.tensorboard else None)
-        folder.truncate_metrics(progress.first, progress.epoch)
-        folder.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {device}; see {folder.path}")
-    processes.barrier()  # until there is a folder for the samples
-    for images, _ in first_images.batches(s.batch_size) if first_images else ():
-        _store(distiller, images)
-
+    weights = fingerprint(parts.teacher.network)
+    same = {"student_start": parts.student_start, "teacher_weights": weights}
+    judged_by = "test_top1" if parts.evaluate else "holdout_agreement"
+    also = {"teacher_ckpt": parts.teacher.file, "judged_by": judged_by}
+    progress, known = start_or_resume(
+        run, folder, s, spec, parts.device, same, also, s.start_epoch, s.tensorboard
+    )
+    folder.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {parts.device}; see {folder.path}")
+    if first_images:
+        for images, _ in first_images.for_channels(spec.channels).batches(s.batch_size):
+            _store(distiller, images)
     check_statistics = _statistics_check(parts, distiller)
 
     def after(row: Row) -> None:
@@ -259,10 +238,20 @@ def _run(parts: _Parts) -> None:
             check_statistics()
 
     warmup = max(0, s.warmup - progress.epoch)
-    steps = warmup + (s.epochs - progress.epoch - warmup) * s.rounds * s.kd_steps
-    bar = ProgressBar(folder, "kd", steps, s.print_freq, partial(_line, s.epochs))
-    known = {"identity": own, "facts": spec.as_dict()}
-    run_in_folder(run, folder, progress, s.epochs, bar, known, parts.describe, s.save_every, after)
+    run_in_folder(
+        run,
+        folder,
+        progress,
+        s.epochs,
+        known,
+        phase="kd",
+        steps=warmup + (s.epochs - progress.epoch - warmup) * s.rounds * s.kd_steps,
+        print_freq=s.print_freq,
+        show=partial(_line, s.epochs),
+        student=parts.describe,
+        save_every=s.save_every,
+        after=after,
+    )
     distiller.student.leave()
     if processes.is_main:
         _finish(parts, progress)

@@ -23,7 +23,7 @@ AnySettings = TypeVar("AnySettings", Settings, TrainSettings, KDSettings)
 
 
 def choose_processes(settings: AnySettings) -> tuple[AnySettings, torch.device, Processes]:
-    """The settings with the precision for the device, the device, and the processes that take part.
+    """The settings with the precision that the device has, the device, and the processes that take part.
 
     Raises:
         UserError: there is no such device, or the processes cannot connect.
@@ -34,11 +34,7 @@ def choose_processes(settings: AnySettings) -> tuple[AnySettings, torch.device, 
 
 
 def load_images(
-    settings: Settings | TrainSettings | KDSettings,
-    processes: Processes,
-    dataset: str,
-    split: str,
-    img_size: int,
+    settings: AnySettings, processes: Processes, dataset: str, split: str, img_size: int
 ) -> ImageSet:
     """The images of a split; the first process downloads them."""
     s = settings
@@ -51,19 +47,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
+        **rounding(),
         "torchvision": version("torchvision"),
         "numpy": np.__version__,
         "git_commit": git_commit(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if cuda else platform.processor(),
-        "threads": torch.get_num_threads(),
     }
 
 
 def rounding() -> dict[str, Any]:
-    """What else than the settings decides how numbers are rounded."""
-    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    """What decides how numbers are rounded, beside the settings."""
+    return {"torch": str(torch.__version__), "threads": torch.get_num_threads()}
 
 
 def git_commit() -> str | None:

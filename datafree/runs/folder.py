@@ -28,7 +28,6 @@ from datafree.runs.files import (
     LOCK,
     LOG,
     METRICS,
-    PREVIOUS,
     STUDENT,
     TENSORBOARD,
     TRAINING,
@@ -36,22 +35,17 @@ from datafree.runs.files import (
 )
 from datafree.torch_utils import checkpoint
 
-# Settings that every run has, by which its folder is recognised.
-SETTINGS = {
-    CONFIG: {"dataset", "method", "teacher", "student", "seed"},
-    TRAINING: {"dataset", "model", "seed"},
-}
+KEYS = {"dataset", "seed", "git_commit", "threads"}  # in the settings of every run
 
 
 def is_run(folder: Path) -> bool:
     """Whether this project wrote the settings in a folder."""
-    found = [(folder / name, keys) for name, keys in SETTINGS.items() if (folder / name).exists()]
+    found = [folder / name for name in (CONFIG, TRAINING) if (folder / name).exists()]
     try:
-        return bool(found) and all(
-            keys <= dict(json.loads(file.read_text(encoding="utf-8"))).keys() for file, keys in found
-        )
-    except (OSError, ValueError, TypeError):
+        settings = [json.loads(file.read_text(encoding="utf-8")) for file in found]
+    except (OSError, ValueError):
         return False
+    return bool(settings) and all(isinstance(one, dict) and one.keys() >= KEYS for one in settings)
 
 
 class RunFolder:
@@ -97,6 +91,8 @@ class RunFolder:
                 files where a run's would go, or it is not a folder.
         """
         path, choose = self.path, f"choose another {self.flag}"
+        if not self.is_main:
+            return
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: {choose}")
         found = [name for name in (*FILES, LOCK) if os.path.lexists(path / name)]
@@ -132,7 +128,7 @@ class RunFolder:
             raise self._cannot_write(error) from error
         self.check()  # another command may have begun a run here in the meantime
 
-    def open(self, name: str, config: dict[str, Any], events_from: int | None = None) -> None:
+    def open(self, name: str, config: dict[str, Any], events_from: int | None) -> None:
         """Begin to write, after deleting the files of the run that is replaced, if any.
 
         Args:
@@ -144,8 +140,8 @@ class RunFolder:
             UserError: nothing can be written.
         """
         try:
-            if self.overwrite:
-                self.clear(keep=name)
+            for old in (self.path / file for file in FILES if self.overwrite and file != name):
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
             _write(self.path / name, json.dumps(config, indent=2) + "\n")
             unshare(self.path / LOG)
             self._log = open(self.path / LOG, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
@@ -156,15 +152,6 @@ class RunFolder:
                 self._events = SummaryWriter(str(self.path / TENSORBOARD), purge_step=events_from)
         except (OSError, UnicodeError) as error:
             raise self._cannot_write(error) from error
-
-    def clear(self, keep: str | None = None) -> None:
-        """Delete the files of a run, except the one named."""
-        for name in FILES:
-            target = self.path / name
-            if target.is_dir():
-                shutil.rmtree(target)
-            elif name != keep:
-                target.unlink(missing_ok=True)
 
     def _cannot_write(self, error: Exception) -> UserError:
         return UserError(f"cannot write to {self.path} ({error}): choose another {self.flag}")
@@ -216,27 +203,14 @@ class RunFolder:
     def truncate_metrics(self, first: int, epoch: int) -> None:
         """Keep only the lines of the epochs from `first` to `epoch - 1`."""
         path = self.path / METRICS
-        kept: dict[int, str] = {}
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-            try:
-                number = json.loads(line)["epoch"]
-            except (ValueError, KeyError, TypeError):  # cut off by a crash, in an epoch without a checkpoint
-                continue
-            if number in range(first, epoch):
-                kept[number] = line
-        missing = [str(number + 1) for number in range(first, epoch) if number not in kept]
-        if missing:
-            self.warn(f"{path} has no line of epoch {', '.join(missing)}")
-        _write(path, "".join(line + "\n" for line in kept.values()))
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if len(lines) < epoch - first:
+            self.warn(f"{path} has {len(lines)} lines of the {epoch - first} epochs before")
+        _write(path, "".join(line + "\n" for line in lines[: epoch - first]))
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         self._require_present()
         checkpoint.save(state, self.path / CHECKPOINT, keep_previous=True)
-
-    def remove_checkpoints(self) -> None:
-        """Delete the checkpoints of a run that is finished and will not be continued."""
-        for name in (CHECKPOINT, PREVIOUS):
-            (self.path / name).unlink(missing_ok=True)
 
     def save_student(self, content: dict[str, Any], name: str = STUDENT) -> None:
         self._require_present()

@@ -4,9 +4,11 @@ process prints and writes."""
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +19,6 @@ from datafree.errors import Stopped, UserError
 from datafree.runs.environment import rounding
 from datafree.runs.files import CHECKPOINT, STUDENT_BEST
 from datafree.runs.folder import RunFolder
-from datafree.runs.interrupts import Interrupts
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils.distributed import Processes
 
@@ -71,67 +72,34 @@ class Progress:
         return best
 
 
-class ProgressBar:
-    """A bar over the steps of a run, hidden unless on a terminal, and a line an epoch.
-
-    Args:
-        folder: shows the lines.
-        phase: whose steps are counted, see `OnStep`.
-        total: steps of the bar.
-        print_freq: steps between two lines on the loss; 0 for none.
-        text: an epoch's line, and what stands beside the bar.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        phase: str,
-        total: int,
-        print_freq: int,
-        text: Callable[[Row], tuple[str, str]],
-    ):
-        self.folder, self.phase, self.print_freq, self.text = folder, phase, print_freq, text
-        hidden = None if folder.is_main else True
-        self.bar = tqdm(total=total, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
-        self.steps = 0
-
-    def step(self, phase: str, loss: Tensor) -> None:
-        if phase != self.phase:
-            return
-        self.bar.update()
-        self.steps += 1
-        if self.print_freq and self.steps % self.print_freq == 0:
-            self.folder.log(f"  step {self.steps}: loss {loss.item():.4f}")
-
-    def epoch(self, row: Row) -> None:
-        line, postfix = self.text(row)
-        if row.get("loss_kd", 0.0) is None:  # the warm-up counts as a step an epoch
-            self.bar.update()
-        self.bar.set_postfix_str(postfix)
-        self.folder.log(line)
-
-
 def run_in_folder(
     trained: Epochs,
     folder: RunFolder,
     progress: Progress,
     epochs: int,
-    bar: ProgressBar,
     known: dict[str, Any],
+    *,
+    phase: str,
+    steps: int,
+    print_freq: int,
+    show: Callable[[Row], tuple[str, str]],
     student: Callable[[], dict[str, Any]] | None = None,
     save_every: int = 1,
     after: Callable[[Row], Any] = lambda row: None,
 ) -> None:
-    """Run the rest of the epochs; show and save each. If they are stopped, the state after the last whole epoch
-    is saved.
+    """Run the rest of the epochs; show and save each. If they are stopped, the state after the last whole
+    epoch is saved.
 
     Args:
         trained: runs them.
         folder: open.
         progress: how far the run has come; kept up to date in the first process.
         epochs: of the run.
-        bar: shows them.
         known: what a checkpoint contains beside the state.
+        phase: whose steps the bar counts, see `OnStep`.
+        steps: of the bar.
+        print_freq: steps between two lines on the loss; 0 for none.
+        show: an epoch's line on the console, and a shorter text beside the bar.
         student: describes the student, for a file of the best epoch's.
         save_every: epochs between two checkpoints.
         after: called by the first process after each epoch.
@@ -142,11 +110,29 @@ def run_in_folder(
     """
     processes, start, seconds_before = trained.processes, time.perf_counter(), progress.seconds
     unsaved: dict[str, Any] | None = None
+    # Hidden in all processes but the first, and unless on a terminal.
+    hidden = None if processes.is_main else True
+    bar = tqdm(total=steps, unit="step", disable=hidden, dynamic_ncols=True, smoothing=0.05)
+    count = 0
+
+    def on_step(name: str, loss: Tensor) -> None:
+        nonlocal count
+        if name == phase:
+            bar.update()
+            count += 1
+            if print_freq and count % print_freq == 0:
+                folder.log(f"  step {count}: loss {loss.item():.4f}")
+        if received and processes.world_size == 1:  # several processes stop together, after an epoch
+            raise Stopped("", 128 + received[0])
 
     def write(row: Row, state: dict[str, Any]) -> None:
         nonlocal unsaved
         folder.append_metrics(row)
-        bar.epoch(row)
+        line, beside = show(row)
+        if row.get("loss_kd", 0.0) is None:  # an epoch of the warm-up counts as a step
+            bar.update()
+        bar.set_postfix_str(beside)
+        folder.log(line)
         best = progress.add(row, seconds_before + time.perf_counter() - start)
         if best and student:
             folder.save_student({**student(), "best_epoch": row["epoch"]}, STUDENT_BEST)
@@ -162,17 +148,11 @@ def run_in_folder(
         state = trained.state_dict()  # every process contributes
         if processes.is_main:
             write(row, state)
-        received = processes.broadcast_object(interrupts.received if row["epoch"] + 1 < epochs else None)
-        if received is not None:
-            interrupts.check()
-            raise Stopped("", 128 + received)
+        signals = processes.broadcast_object(received if row["epoch"] + 1 < epochs else [])
+        if signals:
+            raise Stopped("", 128 + signals[0])
 
-    def on_step(phase: str, loss: Tensor) -> None:
-        bar.step(phase, loss)
-        if processes.world_size == 1:  # several processes stop together, after an epoch
-            interrupts.check()
-
-    with bar.bar, Interrupts() as interrupts:
+    with bar, _signals_noted() as received:
         try:
             run_epochs(trained, progress.epoch, epochs, after_epoch, on_step)
         except Exception as error:
@@ -186,4 +166,28 @@ def run_in_folder(
             how = "continue with the same command and --resume (without --overwrite)"
             if not (folder.path / CHECKPOINT).exists():
                 how = "no epoch was finished: start again with --overwrite"
-            raise Stopped(f"{error}; {how}", error.status) from error
+            name = signal.Signals(error.status - 128).name
+            raise Stopped(f"stopped by {name}; {how}", error.status) from error
+
+
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """Inside the block the first Ctrl-C or SIGTERM is only noted in the list; a second one ends the program
+    at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _: object) -> None:
+        received.append(number)
+        restore()
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        restore()

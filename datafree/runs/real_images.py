@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,12 +27,12 @@ from datafree.networks.check import check_network, probe_input
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import load_teacher, other_classes, read_teacher
-from datafree.runs.checkpoint import resume, state_of
-from datafree.runs.environment import choose_processes, environment, load_images
-from datafree.runs.files import CHECKPOINT, CONFIG, METRICS, SUMMARY, TRAINING
+from datafree.runs.checkpoint import start_or_resume, state_of
+from datafree.runs.environment import choose_processes, load_images
+from datafree.runs.files import CHECKPOINT, PREVIOUS, SUMMARY
 from datafree.runs.folder import RunFolder
-from datafree.runs.loop import Progress, ProgressBar, Row, run_in_folder
-from datafree.settings import KDSettings, TrainSettings, as_dict, identity
+from datafree.runs.loop import Progress, Row, run_in_folder
+from datafree.settings import KDSettings, TrainSettings
 from datafree.synthesis.base import OnStep, ignore_step
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.distributed import Processes
@@ -146,59 +145,35 @@ class RealImageEpochs:
 
 def _train(
     epochs: RealImageEpochs,
-    settings: TrainSettings | KDSettings,
     folder: RunFolder,
+    settings: TrainSettings | KDSettings,
     spec: ImageSpec,
-    config: str,
-    more: dict[str, Any],
+    same: dict[str, Any],
+    also: dict[str, Any],
     student: Callable[[], dict[str, Any]] | None = None,
 ) -> Progress:
-    """Start or continue a run, and run its epochs; returns how far the first process has come.
+    """Start or continue a run, and run its epochs; returns how far it has come. See `start_or_resume` and
+    `run_in_folder`."""
+    s, device = settings, epochs.device
+    same = {**same, "images": len(epochs.images)}
+    progress, known = start_or_resume(epochs, folder, s, spec, device, same, also)
 
-    Args:
-        epochs: to be run.
-        settings: of the run.
-        folder: checked.
-        spec: of the images.
-        config: the file for settings, data and environment.
-        more: what else goes there, and must be equal for one run to continue another (except the teacher's
-            file, which may have moved).
-        student: describes the student, for a file of the best epoch's.
-
-    Raises:
-        UserError: the run cannot be continued, a loss is no longer finite, or the disk is full.
-        Stopped: by a signal.
-    """
-    s, processes = settings, epochs.processes
-    own = {
-        **identity(s),
-        **spec.as_dict(),
-        **more,
-        "images": len(epochs.images),
-        "processes": processes.world_size,
-        "device_type": epochs.device.type,
-    }
-    own.pop("teacher_ckpt", None)
-    if not processes.is_main:  # all have built the same network; from here on dropout differs
-        torch.manual_seed(s.seed + processes.rank)
-    if processes.is_main:
-        folder.lock()
-    progress = Progress(0)
-    if s.resume is not None:
-        progress = resume(epochs, folder, s.resume, own, processes)
-    if processes.is_main:
-        written = {**as_dict(s), **more, **spec.as_dict(), **environment(epochs.device)}
-        folder.open(config, {**written, "processes": processes.world_size})
-        folder.truncate_metrics(0, progress.epoch)
-
-    def text(row: Row) -> tuple[str, str]:
+    def show(row: Row) -> tuple[str, str]:
         score = f"test {row['test_top1']:.2f} %"
         return f"epoch {row['epoch'] + 1}/{s.epochs}  loss {row['loss']:.4f}  {score}", score
 
-    steps = (s.epochs - progress.epoch) * epochs.steps
-    bar = ProgressBar(folder, "train", steps, s.print_freq, text)
-    known = {"identity": own, "facts": spec.as_dict()}
-    run_in_folder(epochs, folder, progress, s.epochs, bar, known, student)
+    run_in_folder(
+        epochs,
+        folder,
+        progress,
+        s.epochs,
+        known,
+        phase="train",
+        steps=(s.epochs - progress.epoch) * epochs.steps,
+        print_freq=s.print_freq,
+        show=show,
+        student=student,
+    )
     epochs.trainer.leave()
     return progress
 
@@ -206,27 +181,19 @@ def _train(
 # A teacher
 
 
-def training_folder(output: Path) -> Path:
-    """The run folder of a training, beside the checkpoint that it writes."""
-    return output.with_name(f"{output.name}.training")
-
-
 def train(settings: TrainSettings, output: Path) -> None:
-    """Train as `train_scratch.py` does. Writes the checkpoint of the last epoch, a JSON file with its accuracy
-    beside it, and a folder with the metrics of each epoch.
+    """Train as `train_scratch.py` does. Writes the checkpoint of the last epoch, and a run folder beside it.
 
     Raises:
         UserError: the device or the data are missing, the training cannot be continued, or the loss is no
             longer finite.
         Stopped: by a signal.
     """
-    _check_output(settings, output)
+    path = training_folder(settings, output)
     s, device, processes = choose_processes(settings)
-    path = training_folder(output)
     with RunFolder(path, s.resume is not None, s.overwrite, "--output", processes.is_main) as folder:
         processes.require_divisible("--batch_size", s.batch_size)
-        if processes.is_main:
-            folder.check()
+        folder.check()
         spec = image_spec(s, "train")
         train_images, test_images = (
             load_images(s, processes, s.dataset, split, spec.img_size) for split in ("train", "test")
@@ -236,6 +203,7 @@ def train(settings: TrainSettings, output: Path) -> None:
         torch.manual_seed(s.seed)
         arguments = parse_arguments(s.model_args, "--model_args")
         network = build(s.model, "--model", spec.num_classes, None, arguments, s.pretrained).to(device)
+        source = source_of(s.model)
         channels, _ = probe_input(network.eval(), None, spec.img_size, device)
         found = check_network(network, f"--model {s.model}", channels, spec.img_size, device, trained=True)
         if found.num_classes != spec.num_classes:
@@ -248,72 +216,37 @@ def train(settings: TrainSettings, output: Path) -> None:
         def criterion(forward: Forward, inputs: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(at_least_single(forward(inputs)), labels)
 
-        if s.epochs:
-            images = train_images.for_channels(channels)
-            epochs = RealImageEpochs(network, criterion, images, spec, evaluate, s, device, processes)
-            _train(epochs, s, folder, spec, TRAINING, {})
-        elif path.exists() and processes.is_main:  # with metrics of another training
-            folder.lock()
-            folder.clear()
-        if not processes.is_main:
-            return
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write {output} ({error}): name another --output") from error
-        scores = evaluate(network)
-        source = source_of(s.model)
-        checkpoint.save(describe(network, s.model, s.model_args, source, spec), output)
-        figures = {
-            "checkpoint": output.name,
-            "model": str(s.model),
-            "model_args": s.model_args,
-            "dataset": s.dataset,
-            "seed": s.seed,
-            "epochs": s.epochs,
-            "test_top1": scores.top1,
-            **environment(device),
-        }
-        output.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        folder.remove_checkpoints()  # there is nothing left to continue
-        print(f"{s.model} on {s.dataset}, last epoch: {scores}; written to {output}")
+        images = train_images.for_channels(channels)
+        epochs = RealImageEpochs(network, criterion, images, spec, evaluate, s, device, processes)
+        progress = _train(epochs, folder, s, spec, {}, {})
+        if processes.is_main:
+            scores = evaluate(network)
+            checkpoint.save(describe(network, s.model, s.model_args, source, spec), output)
+            summary = {"last_top1": scores.top1, "epochs": s.epochs, "seconds": progress.seconds}
+            folder.write_json(SUMMARY, summary)
+            for name in (CHECKPOINT, PREVIOUS):  # there is nothing left to continue
+                (path / name).unlink(missing_ok=True)
+            folder.log(f"{s.model} on {s.dataset}, last epoch: {scores}; written to {output}")
 
 
-def _check_output(settings: TrainSettings, output: Path) -> None:
-    """Raises:
-    UserError: the training would replace something else, or has nothing to do.
+def training_folder(settings: TrainSettings, output: Path) -> Path:
+    """The run folder of a training, beside the checkpoint that it writes.
+
+    Raises:
+        UserError: the training would replace a file, or has nothing to do.
     """
+    s, folder = settings, output.with_name(f"{output.name}.training")
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file with --output")
-    figures = output.with_suffix(".json")
-    if figures == output or (figures.exists() and not _is_of(figures, output)):
-        raise UserError(f"the accuracy would be written over {figures}: name another --output")
-    if settings.resume is not None and not settings.epochs:
-        raise UserError("--epochs 0 leaves nothing to continue: leave out --resume")
-    folder = training_folder(output)
-    own = folder / CHECKPOINT
-    begun = settings.resume is not None and (own.exists() or checkpoint.previous(own).exists())
-    if not output.exists() or settings.overwrite or begun:
-        return
-    if settings.resume != "":
-        raise UserError(f"{output} exists: replace it with --overwrite, or name another --output")
-    metrics = folder / METRICS
-    if metrics.exists() and metrics.stat().st_size:
+    if s.resume is not None and (folder / SUMMARY).exists():
         raise UserError(f"the training of {output} is finished: there is nothing to continue")
-
-
-def _is_of(figures: Path, output: Path) -> bool:
-    """Whether a JSON file was written by the training of a checkpoint."""
-    try:
-        content = json.loads(figures.read_text(encoding="utf-8"))
-        return "test_top1" in content and content["checkpoint"] == output.name
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    if output.exists() and not s.overwrite and (s.resume is None or not folder.exists()):
+        raise UserError(f"{output} exists: replace it with --overwrite, or name another --output")
+    return folder
 
 
 def evaluate_only(settings: TrainSettings, output: Path) -> None:
-    """Show the accuracy of the network in a checkpoint: the one to continue from, else the one that a training
-    has written.
+    """Show the accuracy of the network in `--output`, or in the checkpoint that `--resume` names or finds.
 
     Raises:
         UserError: it cannot be read, or is of another network.
@@ -321,8 +254,7 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
     s, device, processes = choose_processes(settings)
     file = Path(s.resume or output)
     if s.resume == "" and not output.exists():
-        own = training_folder(output) / CHECKPOINT
-        file = own if own.exists() else checkpoint.previous(own)
+        file = training_folder(s, output) / CHECKPOINT
     content = checkpoint.read(file)
     spec = image_spec(s, "test", recorded_spec(content))
     state = state_of(content, file)
@@ -352,8 +284,7 @@ def distill(settings: KDSettings) -> None:
     path = Path(str(s.save_dir))
     with RunFolder(path, s.resume is not None, s.overwrite, is_main=processes.is_main) as folder:
         processes.require_divisible("--batch_size", s.batch_size)
-        if processes.is_main:
-            folder.check()
+        folder.check()
         file, content = read_teacher(s.dataset, s.teacher, s.teacher_ckpt)
         spec = image_spec(s, "test", recorded_spec(content))
         torch.manual_seed(s.seed)
@@ -375,14 +306,10 @@ def distill(settings: KDSettings) -> None:
         if processes.is_main:
             folder.log(f"teacher {s.teacher}: {evaluate(teacher)}")
         folder.log(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {path}")
-        more = {
-            "method": s.method,
-            "teacher_ckpt": str(file),
-            "teacher_weights": fingerprint(teacher),
-            "judged_by": "test_top1",
-        }
         described = partial(describe, student, s.student, None, None, spec)
-        progress = _train(epochs, s, folder, spec, CONFIG, more, described)
+        same = {"teacher_weights": fingerprint(teacher)}
+        also = {"method": s.method, "teacher_ckpt": str(file), "judged_by": "test_top1"}
+        progress = _train(epochs, folder, s, spec, same, also, described)
         if not processes.is_main:
             return
         row = progress.row
