@@ -75,8 +75,8 @@ def test_a_teacher_killed_five_times_ends_bit_for_bit_as_one_that_was_not(cwd):
     assert done.returncode == 0, done.stderr
     rows = metrics(whole / "t.pth.training")
     assert [rows[epoch]["lr"] for epoch in (8, 9, 14)] == pytest.approx([0.05, 0.005, 0.0005])
-    figures = json.loads((whole / "t.json").read_text())
-    assert figures["test_top1"] == rows[-1]["test_top1"] > 80
+    figures = json.loads((whole / "t.pth.training/summary.json").read_text())
+    assert figures["last_top1"] == rows[-1]["test_top1"] > 80
 
     rng, training = random.Random(0), broken / "t.pth.training"
     for epoch in (2, 6, 9, 13, 16):
@@ -93,16 +93,13 @@ def test_a_teacher_killed_five_times_ends_bit_for_bit_as_one_that_was_not(cwd):
     assert done.returncode == 0, done.stderr
     assert_equal_weights(whole / "t.pth", broken / "t.pth")
     assert metrics(training) == rows
-    assert json.loads((broken / "t.json").read_text()) == figures
+    assert json.loads((training / "summary.json").read_text())["last_top1"] == figures["last_top1"]
     assert not (training / "checkpoint.pth").exists()
 
-    assert_refused(run_here("train_scratch.py", *TRAIN, "--resume", cwd=broken), "trained to its end")
+    assert_refused(run_here("train_scratch.py", *TRAIN, "--resume", cwd=broken), "nothing to continue")
     assert_refused(run_here("train_scratch.py", *TRAIN, cwd=broken), "replace it with --overwrite")
-    assert_refused(
-        run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--resume", cwd=broken), "nothing to continue"
-    )
     scored = run_here("train_scratch.py", *TRAIN, "--evaluate_only", cwd=broken)
-    assert f"{figures['test_top1']:.2f} %" in scored.stdout
+    assert f"{figures['last_top1']:.2f} %" in scored.stdout
     assert not torch.load(broken / "t.pth", weights_only=True).keys() & {"distiller", "identity"}
 
 
@@ -126,7 +123,7 @@ def test_two_processes_train_one_network_and_continue_exactly(cwd):
         time.sleep(0.002)
     broken.terminate()
     _, errors = broken.communicate(timeout=60)
-    assert "continue with: torchrun --nproc_per_node 2" in errors
+    assert "continue with the same command and --resume" in errors
     assert 'train_scratch.py", line' not in errors  # no process ends in a traceback of its own
     assert soak.epochs_done(cwd / "t.pth.training") < 10
     resumed = torchrun("--epochs", 10, "--resume")
@@ -141,7 +138,7 @@ def test_kd_with_real_images_continues_exactly_after_a_signal(cwd):
     flags = [*KD, "--epochs", 12, "--beta", 0.5]
     status, said = kill_when(cwd / "out", 2, "vanilla_kd.py", *flags, cwd=cwd, sign=signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
-    assert "continue with: python" in said
+    assert "continue with the same command" in said
     assert "--resume" in said
     done = run_script("vanilla_kd.py", *flags, "--resume", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -213,19 +210,6 @@ def test_half_precision_trains_too(cwd):
     assert_refused(run_here("train_scratch.py", *TRAIN, "--amp", "bf16", "--fp16", cwd=cwd), "contradict")
 
 
-def test_a_teacher_is_not_written_over_what_is_not_a_trainings(cwd):
-    (cwd / "config.json").write_text("{}")
-    for output in ("t.json", "config.pth"):
-        refused = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--output", output, cwd=cwd)
-        assert_refused(refused, "is for the accuracy, and would be replaced")
-    done = run_here("train_scratch.py", *TRAIN, "--epochs", 0, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    other = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--output", "t.pt", cwd=cwd)
-    assert_refused(other, "t.json is for the accuracy")
-    assert (cwd / "config.json").read_text() == "{}"
-    assert not (cwd / "config.pth").exists()
-
-
 def test_a_training_that_ends_before_an_epoch_is_not_called_finished(cwd):
     assert run_here("train_scratch.py", *TRAIN, "--epochs", 1, cwd=cwd).returncode == 0
     before = (cwd / "t.pth").read_bytes()
@@ -235,7 +219,7 @@ def test_a_training_that_ends_before_an_epoch_is_not_called_finished(cwd):
     assert (cwd / "t.pth").read_bytes() == before
     done = run_here("train_scratch.py", *TRAIN, "--epochs", 0, "--overwrite", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    assert not (cwd / "t.pth.training/metrics.jsonl").exists()  # which told of another training
+    assert (cwd / "t.pth.training/metrics.jsonl").read_text() == ""  # those of another training are gone
 
 
 def test_the_teacher_of_a_run_with_real_images_may_move(cwd):
@@ -254,8 +238,6 @@ def test_the_learning_rate_of_an_epoch_is_written_and_falls_by_its_schedule(cwd)
         assert done.returncode == 0, done.stderr
         rows = metrics(cwd / "a.pth.training")
         assert [row["lr"] for row in rows] == pytest.approx(rates)
-        figures = json.loads((cwd / "a.json").read_text())
-        assert figures["test_top1"] == rows[-1]["test_top1"]
 
 
 def test_the_temperature_of_kd_with_real_images_is_the_one_given(cwd):

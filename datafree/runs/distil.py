@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from datafree.networks.check import NO_STATISTICS, check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import Teacher, other_classes, prepare_teacher
+from datafree.repository import SampleRepository
 from datafree.runs.checkpoint import start_or_resume, state_of
 from datafree.runs.contact_sheet import export_repository
 from datafree.runs.environment import choose_processes, load_images
@@ -228,14 +229,17 @@ def _run(parts: _Parts) -> None:
     if first_images:
         for images, _ in first_images.for_channels(spec.channels).batches(s.batch_size):
             _store(distiller, images)
-    check_statistics = _statistics_check(parts, distiller)
+    uses_statistics = bool(s.bn) and "bn" in METHODS[s.method].takes
+    warning = check_bn_statistics(parts.teacher.network) if uses_statistics else None
+    if warning:
+        folder.warn(warning)
 
     def after(row: Row) -> None:
         epochs = row["epoch"] + 1
         if epochs == s.epochs or epochs % max(1, s.epochs // SHEETS) == 0:
             folder.save_samples(epochs, repository, spec.classes)
-        if epochs == 1:
-            check_statistics()
+        if epochs == 1 and uses_statistics and not warning and s.g_steps >= LEAST_STEPS:
+            _check_statistics(parts, repository)
 
     warmup = max(0, s.warmup - progress.epoch)
     run_in_folder(
@@ -296,28 +300,15 @@ def _store(distiller: Distiller, images: Tensor) -> None:
     distiller.repository.add(Samples.seen(images, synthesizer.features.value, logits))
 
 
-def _statistics_check(parts: _Parts, distiller: Distiller) -> Callable[[], None]:
-    """Warn if the teacher's BatchNorm statistics were never updated. Otherwise return a check that warns if
-    they do not fit its weights, to be called after the first epoch, when there are samples."""
-    s, spec, network = parts.settings, parts.spec, parts.teacher.network
-    if not (s.bn and "bn" in METHODS[s.method].takes):
-        return lambda: None
-    known = check_bn_statistics(network)
-    if known:
-        parts.folder.warn(known)
-
-    def check() -> None:
-        if known or s.g_steps < LEAST_STEPS:
-            return
-        repository = distiller.repository
-        noise = noise_like(FEW, (spec.channels, spec.img_size, spec.img_size))
-        stored = repository.images(torch.arange(min(FEW, len(repository))))
-        seen = (spec.normalize(to_float(images.to(parts.device))) for images in (noise, stored))
-        found = check_bn_statistics(network, *seen)
-        if found:
-            parts.folder.warn(found)
-
-    return check
+def _check_statistics(parts: _Parts, repository: SampleRepository) -> None:
+    """Warn if the teacher's BatchNorm statistics do not fit its weights, to judge by the first samples."""
+    spec = parts.spec
+    noise = noise_like(FEW, (spec.channels, spec.img_size, spec.img_size))
+    stored = repository.images(torch.arange(min(FEW, len(repository))))
+    seen = (spec.normalize(to_float(images.to(parts.device))) for images in (noise, stored))
+    warning = check_bn_statistics(parts.teacher.network, *seen)
+    if warning:
+        parts.folder.warn(warning)
 
 
 # What is shown
@@ -356,40 +347,28 @@ def _balance(row: Row) -> str:
 
 def _finish(parts: _Parts, progress: Progress) -> None:
     """Write the student, and the final figures to `summary.json` and the console."""
-    folder, row, agreement = parts.folder, progress.row, progress.row.get("holdout_agreement")
-    folder.save_student(parts.describe())
-    note = "with the teacher on synthetic samples held out from training, which is not accuracy"
-    summary: dict[str, Any] = {}
-    lines: list[tuple[str, str, str | None]] = []  # of the console, with colours
+    folder, row = parts.folder, progress.row
+    summary: dict[str, Any] = {"best_epoch": progress.best_epoch}
     best = f"{progress.best:.2f} % (epoch {progress.best_epoch + 1})"
+    lines = {"balance": _balance(row), "samples by class": str(folder.sheet(progress.epoch))}
+    if "holdout_agreement" in row:
+        summary["last_holdout_agreement"] = row["holdout_agreement"]
+        note = "with the teacher on synthetic samples held out from training, which is not accuracy"
+        lines = {"agreement, last epoch": f"{row['holdout_agreement']:.2f} % ({note})", **lines}
     if parts.evaluate:
         teacher = parts.evaluate(parts.teacher.network)
-        summary = {
-            "teacher_top1": teacher.top1,
-            "last_top1": row["test_top1"],
-            "best_top1_chosen_on_test_data": progress.best,
-            "last_test_agreement": row["test_agreement"],
-        }
-        lines += [
-            ("teacher", str(teacher), None),
-            ("student, last epoch", f"{row['test_top1']:.2f} %", "green"),
-            ("student, best (chosen on test data)", best, None),
-        ]
-        if agreement is not None:
-            lines.append(("agreement, last epoch", f"{agreement:.2f} % ({note})", None))
+        summary["teacher_top1"] = teacher.top1
+        summary["last_top1"] = row["test_top1"]
+        summary["best_top1_chosen_on_test_data"] = progress.best
+        summary["last_test_agreement"] = row["test_agreement"]
+        last, chosen = "student, last epoch", "student, best (chosen on test data)"
+        lines = {"teacher": str(teacher), last: f"{row['test_top1']:.2f} %", chosen: best, **lines}
     else:
-        summary = {"best_holdout_agreement": progress.best}
-        folder.log(f"There are no real images: the student is evaluated by its agreement {note}.", "yellow")
-        lines += [("agreement, last epoch", f"{agreement:.2f} %", "green"), ("agreement, best", best, None)]
-    if agreement is not None:
-        summary["last_holdout_agreement"] = agreement
-    summary |= {
-        "best_epoch": progress.best_epoch,
-        "epochs": parts.settings.epochs,
-        "seconds": progress.seconds,
-        **{name: row[name] for name in ("repository", "alpha", *BALANCE)},
-    }
+        summary["best_holdout_agreement"] = progress.best
+        lines["agreement, best"] = best
+    summary |= {"epochs": parts.settings.epochs, "seconds": progress.seconds}
+    summary |= {name: row[name] for name in ("repository", "alpha", *BALANCE)}
+    folder.save_student(parts.describe())
     folder.write_json(SUMMARY, summary)
-    lines += [("balance", _balance(row), None), ("samples by class", str(folder.sheet(progress.epoch)), None)]
-    for name, text, color in lines:
-        folder.log(f"{name:35}  {text}", color)
+    for name, text in lines.items():
+        folder.log(f"{name:35}  {text}", "green" if "last" in name else None)
