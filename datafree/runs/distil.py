@@ -228,7 +228,7 @@ def _run(parts: _Parts) -> None:
     folder.log(f"{s.method}: {s.teacher} to {s.student} on {s.dataset}, {parts.device}; see {folder.path}")
     if first_images:
         for images, _ in first_images.for_channels(spec.channels).batches(s.batch_size):
-            _store(distiller, images)
+            store_images(distiller, images)
     uses_statistics = bool(s.bn) and "bn" in METHODS[s.method].takes
     warning = check_bn_statistics(parts.teacher.network) if uses_statistics else None
     if warning:
@@ -291,7 +291,7 @@ def _build(parts: _Parts) -> MeasuredDistiller:
 
 
 @torch.no_grad()
-def _store(distiller: Distiller, images: Tensor) -> None:
+def store_images(distiller: Distiller, images: Tensor) -> None:
     """Put uint8 images (N, C, H, W) into the repository, with the teacher's labels."""
     synthesizer = distiller.synthesizer
     inputs = synthesizer.augment.normalize(to_float(images.to(distiller.repository.device)))
