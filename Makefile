@@ -44,7 +44,7 @@ results: $(INSTALLED)
 	$(PY) show_result/results.py
 
 soak: $(INSTALLED)
-	$(PY) tests/soak.py
+	$(PY) tests/robustness/soak.py
 	FUZZ_CASES=500 $(PY) -m pytest -q tests/test_fuzz.py
 
 bench: $(INSTALLED)

@@ -15,7 +15,6 @@ from datafree.student import StudentTrainer
 from datafree.synthesis.base import OnStep, Synthesizer, ignore_step
 from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
 from datafree.torch_utils.random import RandomGenerators
-from datafree.torch_utils.state import require_like
 
 
 @dataclass
@@ -90,16 +89,11 @@ class Distiller:
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: the state is from a run with other settings.
         """
-        own = state["generators"][self.processes.rank]
-        parts = (("loss_weight", self.loss_weight), ("labels", self.labels))
-        for name, part in parts:
-            require_like(state[name], part.state_dict(), name)
-        require_like(own, self.generators.state_dict(), "generators")
         self.student.load_state_dict(state)
         self.synthesizer.load_state_dict(state["synthesizer"])
-        for name, part in parts:
-            part.load_state_dict(state[name])
-        self.generators.load_state_dict(own)
+        self.loss_weight.load_state_dict(state["loss_weight"])
+        self.labels.load_state_dict(state["labels"])
+        self.generators.load_state_dict(state["generators"][self.processes.rank])
         self.pruner.reset()
         # Last: this deletes samples stored after the checkpoint, so everything else must have loaded.
         self.repository.load_state_dict(state["repository"])

@@ -115,9 +115,7 @@ class NeighbourLists:
     def _count(self, features: Tensor, members: Tensor, rows: Tensor, at_least: Tensor) -> None:
         """Recompute the lists of the members `rows` (r,) from lower bounds of squared distances (r, n)."""
         n = len(members)
-        at_least[torch.arange(len(rows), device=rows.device), rows] = (
-            math.inf
-        )  # itself
+        at_least[torch.arange(len(rows), device=rows.device), rows] = math.inf  # itself
         width = min(self.length + EXTRA, n - 1)
         found = at_least.topk(width, largest=False)
         candidates = found.indices.sort(1).values  # by age, which a stable sort keeps among equals

@@ -624,10 +624,7 @@ def described(**changed):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (
-            described(arch_args="width_mult=2"),
-            "not a checkpoint of torchvision:mobilenet_v2 with 2 classes",
-        ),
+        (described(arch_args="width_mult=2"), "not a checkpoint of torchvision:mobilenet_v2 with 2 classes"),
         (described(arch_args="width_mult"), "is not name=value"),
         (described(arch_args=7), "does not tell how to rebuild"),
         (described(arch=["resnet18"]), "does not tell how to rebuild"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from test_scripts import metrics, write_teacher
+from helpers import metrics, write_teacher
 
 FLAGS = [
     *"--dataset digits --teacher wrn16_1 --student mobilenetv2 --epochs 5 --warmup 1".split(),
@@ -22,18 +22,14 @@ sys.path.insert(0, {root!r})
 import torch
 from datafree.cli import bsr
 from datafree.distiller import Distiller
-from datafree.runs.distillation import Distillation
 run_epoch = Distiller.run_epoch
 def run_epoch_unless_stopped(self, epoch, *args):
     if str(epoch) == os.environ.get("STOP"):
         raise SystemExit(9)
-    return run_epoch(self, epoch, *args)
+    alpha = run_epoch(self, epoch, *args)
+    torch.save(self.student.network.state_dict(), "student-rank" + os.environ["RANK"] + ".pth")
+    return alpha
 Distiller.run_epoch = run_epoch_unless_stopped
-run = Distillation.run
-def and_save(self):
-    run(self)
-    torch.save(self.session.student.state_dict(), "student-rank" + os.environ["RANK"] + ".pth")
-Distillation.run = and_save
 bsr.main()
 """
 
@@ -95,8 +91,7 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from datafree.methods import METHODS
 from datafree.torch_utils.distributed import Processes
-from making import flags
-from test_methods import TINY, distiller
+from helpers import SHORT, distiller, flags
 processes = Processes.started_by_torchrun(torch.device("cpu"))
 known = [torch.full((2, 2), 1.0 + processes.rank), torch.tensor([4.0 * processes.rank])]
 processes.all_reduce_mean(known)
@@ -104,13 +99,13 @@ assert known[0].eq(1.5).all() and known[1].eq(2.0).all()
 for method in METHODS:
     also = dict(cmi=("--cr", "0"), nayer=("--g_life", "1")).get(method)
     for more in ((), also) if also else ((),):
-        made = distiller(flags("--method", method, *TINY, *more), processes)
+        made = distiller(flags("--method", method, *SHORT, *more), processes)
         rows = [made.run_epoch(epoch) for epoch in range(2)]
-        counted = sum(rows[-1]["counts"])
-        assert counted == rows[-1]["repository"] == len(made.repository.labels), method
+        repository = made.distiller.repository
+        assert sum(rows[-1]["counts"]) == rows[-1]["repository"] == len(repository.labels), method
         states = processes.all_gather_object(dict(made.student.state_dict()))
         assert all(torch.equal(value, states[1][key]) for key, value in states[0].items()), method
-        generators = processes.all_gather_object(made.synthesizer.state_dict().get("generator"))
+        generators = processes.all_gather_object(made.distiller.synthesizer.state_dict().get("generator"))
         if method != "cmi" and generators[0]:
             for key, value in generators[0].items():
                 assert "running" in key or torch.equal(value, generators[1][key]), (method, key)

@@ -229,11 +229,11 @@ def test_a_run_is_not_continued_with_other_settings_or_in_another_runs_folder(di
     (tmp_path / "mine").mkdir()
     torch.save({"distiller": 1}, tmp_path / "mine/checkpoint.pth")
     foreign = ["--resume", tmp_path / "mine/checkpoint.pth"]
-    assert_refused(run_script("bsr_main.py", *common, "out", *foreign, cwd=cwd), "holds another run")
+    assert_refused(run_script("bsr_main.py", *common, "out", *foreign, cwd=cwd), "contains another run")
     elsewhere = run_script("bsr_main.py", *common, tmp_path / "new", *foreign, cwd=cwd)
-    assert_refused(elsewhere, "is no checkpoint of such a run")
+    assert_refused(elsewhere, "is not a checkpoint of a run")
     assert (cwd / "out/metrics.jsonl").read_bytes() == before
-    assert not (tmp_path / "new").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".lock"]
 
 
 def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
@@ -248,7 +248,7 @@ def test_files_that_are_not_a_runs_are_never_replaced(digits_run, tmp_path):
         "--overwrite",
         cwd=cwd,
     )
-    assert_refused(done, "which is not a run's")
+    assert_refused(done, "which no run of this project wrote")
     assert (tmp_path / "images/mine.txt").read_text() == "mine"
 
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import re
 
 import numpy as np
@@ -20,19 +19,15 @@ from datafree.data.augment import ASPECT, Augment, OnlyNormalize, crop_windows
 from datafree.deploy import model_card
 from datafree.deploy.export import Shipped
 from datafree.deploy.export import compare as compare_logits
-from datafree.errors import Damaged, UserError
+from datafree.errors import UserError
 from datafree.evaluation import MOST, HeldOut, evaluate
 from datafree.models.generator import Generator
-from datafree.repository import SampleRepository
 from datafree.results.read import read_run
 from datafree.results.report_runs import report_runs
 from datafree.results.report_samples import samples_sheet
 from datafree.results.report_tables import summary_table
 from datafree.results.stored import StoredSamples
 from datafree.results.tables import collect, compare
-from datafree.runs.contact_sheet import contact_sheet
-from datafree.runs.lock import refuse_existing
-from datafree.runs.sample_log import SampleLog
 from datafree.synthesis import cmi
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
@@ -113,15 +108,6 @@ def test_a_model_card_gives_the_time_of_one_image(tmp_path, monkeypatch):
     assert line.endswith("| 2 | 0.00 | 2.00 |")
 
 
-def test_a_contact_sheet_shows_the_newest_samples_first():
-    repository = SampleRepository((3, 8, 8), 1, 2)
-    shades = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
-    repository.add(samples(shades, torch.zeros(20, dtype=torch.long), torch.zeros(20, 1)))
-    sheet = np.array(contact_sheet(repository, ["a", "b"]))
-    row = sheet[34, 96 + 32 :: 66, 0][:16]
-    assert row.tolist() == [190 - 10 * column for column in range(16)]
-
-
 def test_the_samples_nearest_to_their_class_are_at_the_left_and_the_farthest_at_the_right(tmp_path):
     write_run(tmp_path / "run", classes=["a", "b"], img_size=8, mean=[0.5] * 3, std=[0.5] * 3)
     shown = report_runs([read_run(tmp_path / "run")])[0]
@@ -149,37 +135,6 @@ def test_a_report_names_the_best_epoch_and_the_last_apart(tmp_path):
 
 
 # Safety
-
-
-def test_a_sample_log_knows_its_checksum_after_it_was_continued(tmp_path):
-    log = SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1)
-    some = samples(torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.long), torch.zeros(5, 1))
-    log.append(some)
-    for count in (10, 15):
-        again = SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1)
-        again.require(count - 5, log.checksum)
-        again.truncate(count - 5)
-        again.append(some)
-        log = again
-    SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1).require(15, log.checksum)
-    with pytest.raises(Damaged):
-        SampleLog(tmp_path / "samples.bin", (3, 8, 8), 1).require(15, log.checksum ^ 1)
-
-
-@pytest.mark.parametrize("resume", [False, True])
-def test_nothing_is_written_to_links_pipes_and_folders_in_place_of_files(tmp_path, resume):
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    kinds = (lambda path: path.symlink_to(theirs), os.mkfifo, os.mkdir)
-    for number, make in enumerate(kinds):
-        for name in ("log.txt", ".lock", "metrics.jsonl", "student.pth", *["images"] * (make != os.mkdir)):
-            folder = tmp_path / f"run-{number}-{name}"
-            folder.mkdir()
-            make(folder / name)
-            with pytest.raises(UserError, match="is a link or another thing that no run makes"):
-                refuse_existing(folder, resume=resume, overwrite=not resume)
-
-
 
 
 def made_by(method, networks, rng, *more, side=8, generator=None):

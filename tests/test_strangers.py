@@ -19,8 +19,6 @@ from test_scripts import TINY, assert_refused, metrics, write_teacher
 from datafree.errors import UserError
 from datafree.results.read import read_run
 from datafree.results.stored import read_samples
-from datafree.runs.folder import RunFolder
-from datafree.runs.lock import RunLock, is_of_run
 from datafree.runs.sample_log import SampleLog
 from datafree.runs.schema import LONGEST, metrics_of, read_text
 from datafree.torch_utils import checkpoint
@@ -75,73 +73,6 @@ def test_no_connection_is_opened_by_what_reads_a_run(cwd, monkeypatch):
 # Folders
 
 
-@pytest.mark.parametrize("name", ["config.json", "training.json", "metrics.jsonl", "checkpoint.pth"])
-@pytest.mark.parametrize("flag", ["--overwrite", "--resume", None])
-def test_a_file_of_someone_else_makes_no_run_of_a_folder(name, flag, cwd):
-    folder = cwd / "theirs"
-    (folder / "images").mkdir(parents=True)
-    (folder / "images/mine.txt").write_text("mine")
-    (folder / "log.txt").write_text("mine")
-    (folder / name).write_text('{"name": "an application", "dataset": "digits"}')
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    more = [flag] if flag else []
-    done = run_here("bsr_main.py", *DIGITS, *TINY, *more, "--save_dir", "theirs", cwd=cwd)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} in (
-        before,
-        {**before, folder / ".lock": b""},  # which is no mark
-    )
-
-
-def test_a_folder_is_known_by_its_mark_or_its_settings_and_overwritten_whole(cwd):
-    (cwd / "out/export").mkdir()
-    (cwd / "out/export/student.onnx").write_text("old")
-    (cwd / "out/notes.txt").write_text("mine")
-    (cwd / "out/.lock").unlink()  # as in a copy
-    done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    assert not (cwd / "out/export").exists()
-    assert (cwd / "out/notes.txt").read_text() == "mine"
-    (cwd / "out/config.json").write_text("{")  # the mark is there again
-    done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    # The mark is still there when what it marked has gone, and someone else has moved in.
-    (cwd / "out/config.json").write_text('{"a": 1}')
-    done = run_here("bsr_main.py", *DIGITS, *TINY, "--overwrite", "--save_dir", "out", cwd=cwd)
-    assert_refused(done, "config.json, which is not a run's")
-    assert (cwd / "out/log.txt").exists()
-
-
-def test_a_lock_of_any_bytes_is_no_mark(tmp_path):
-    (tmp_path / ".lock").write_bytes(b"\xff\xfe\xff")
-    RunLock(tmp_path).mark()
-    assert (tmp_path / ".lock").read_bytes() == b"\xff\xfe\xff"
-
-
-def test_a_folder_is_marked_once(tmp_path):
-    lock = RunLock(tmp_path / "out")
-    assert not is_of_run(tmp_path / "out")
-    for _ in range(2):
-        lock.mark()
-        assert is_of_run(tmp_path / "out")
-
-
-def test_a_folder_that_goes_while_a_run_writes_to_it_is_what_is_told(tmp_path):
-    run = RunFolder(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out")
-    writes = [
-        lambda: run.append_metrics({}),
-        lambda: run.write_json("config.json", {}),
-        lambda: run.save_checkpoint({}),
-        lambda: run.save_student({}),
-        lambda: run.save_samples(1, None, ()),
-    ]
-    for write in writes:
-        with pytest.raises(UserError, match="was removed or replaced while the run was going on"):
-            write()
-
-
 # What is told, and believed
 
 
@@ -162,21 +93,6 @@ def test_an_export_believes_the_student_and_not_the_settings_beside_it(cwd):
     after = exported(cwd / "out/export/student.safetensors")
     assert after[1] == before[1]
     assert all(torch.equal(value, after[0][key]) for key, value in before[0].items())
-
-
-def test_another_number_of_threads_is_warned_of_on_resuming(cwd):
-    more = [*DIGITS, *TINY, "--epochs", 5, "--save_dir", "two"]
-    state = checkpoint.read(cwd / "out/checkpoint.pth")
-    assert state["rounding"]["threads"] == torch.get_num_threads()
-    os.remove(cwd / "out/summary.json")
-    state["rounding"]["threads"] += 3
-    checkpoint.save(state, cwd / "out/checkpoint.pth")
-    more[-1] = "out"
-    more[more.index("--epochs", 12) + 1] = 4
-    done = run_here("bsr_main.py", *more, "--resume", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    threads = torch.get_num_threads()
-    assert f"was stopped with threads {threads + 3} and goes on with {threads}: its numbers" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -295,30 +211,6 @@ def test_an_export_makes_no_images_before_it_knows_that_the_samples_fit(cwd):
     done = run_here("scripts/export.py", "out", "--format", "torch_export", cwd=cwd)
     assert_refused(done, "samples.bin holds 0 of the 64 samples")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
-
-
-def test_a_log_that_a_copy_shares_is_not_added_to(cwd):
-    subprocess.run(["cp", "-al", "out", "copy"], cwd=cwd, check=True)
-    before = (cwd / "out/log.txt").read_text()
-    run = RunFolder(cwd / "copy")
-    run.log("more")
-    assert (cwd / "out/log.txt").read_text() == before
-    assert (cwd / "copy/log.txt").read_text() == before + "more\n"
-
-
-def test_a_folder_made_anew_while_a_checkpoint_is_written_stays_empty(tmp_path, monkeypatch):
-    run = RunFolder(tmp_path / "out")
-    save = torch.save
-
-    def while_it_is_written(*args):
-        save(*args)
-        os.rename(tmp_path / "out", tmp_path / "moved")
-        (tmp_path / "out").mkdir()
-
-    monkeypatch.setattr(torch, "save", while_it_is_written)
-    with pytest.raises(UserError, match="was removed or replaced while the run was going on"):
-        run.save_checkpoint({"a": torch.zeros(3)})
-    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -20,21 +20,9 @@ def build_parser() -> cli.Parser:
 def run() -> None:
     settings, warnings = resolve(build_parser().given())
     # Only now, so that --help and mistakes in flags answer at once.
-    from datafree.runs.session import Session
+    from datafree.runs.distil import distil
 
-    session = Session(settings)
-    for warning in warnings:
-        session.warn(warning)
-    if settings.test_teacher:
-        session.test_teacher()
-    if settings.evaluate_only:
-        session.evaluate_student()
-    elif settings.epochs:
-        from datafree.runs.distillation import Distillation
-
-        Distillation(session).run()
-    elif not settings.test_teacher:
-        session.say(f"nothing to do with --epochs 0 ({settings.teacher} can be scored with --test_teacher)")
+    distil(settings, warnings)
 
 
 def main() -> None:

@@ -31,7 +31,6 @@ from datafree.synthesis.base import (
     weighted,
 )
 from datafree.torch_utils.precision import at_least_single
-from datafree.torch_utils.state import load_optimizer
 
 BANK_SIZE = 40_960  # samples whose views are kept
 NEGATIVES = 4_096  # drawn from them at each step
@@ -150,7 +149,7 @@ class CMISynthesizer(Synthesizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
-        load_optimizer(self.head_optimizer, state["head_optimizer"])
+        self.head_optimizer.load_state_dict(state["head_optimizer"])
         if state["bank"].shape[1:] != self.bank.shape[1:]:
             raise ValueError("the bank is from a run with another network")
         self.bank = state["bank"].to(self.bank)

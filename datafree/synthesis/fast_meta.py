@@ -25,7 +25,6 @@ from datafree.synthesis.base import (
     ignore_step,
 )
 from datafree.torch_utils.precision import at_least_single
-from datafree.torch_utils.state import load_optimizer
 
 RESET_CALL = 120  # the generator's first layers are reinitialised so many calls after the warm-up
 REPTILE_SCALE = 67
@@ -113,7 +112,7 @@ class FastMetaSynthesizer(Synthesizer):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.load_state_dict(state["generator"])
-        load_optimizer(self.meta_optimizer, state["meta_optimizer"])
+        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.statistics.load_state_dict(state["statistics"])
         self.calls = int(state["calls"])
 

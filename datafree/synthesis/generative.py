@@ -28,7 +28,6 @@ from datafree.synthesis.base import (
     weighted,
 )
 from datafree.torch_utils.precision import at_least_single
-from datafree.torch_utils.state import load_optimizer
 
 
 class GenerativeSynthesizer(Synthesizer):
@@ -139,5 +138,5 @@ class GenerativeSynthesizer(Synthesizer):
         self.generator.load_state_dict(state["generator"])
         if self.follower:
             self.follower.load_state_dict(state["follower"])
-        load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.calls = int(state["calls"])

@@ -1,5 +1,4 @@
-"""SGD steps on losses, in half precision too, and over several processes: what every trained network here
-goes through."""
+"""SGD steps on losses, also in half precision and over several processes."""
 
 from __future__ import annotations
 
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 
 from datafree.torch_utils.distributed import Processes, batch_statistics
 from datafree.torch_utils.precision import autocast
-from datafree.torch_utils.state import load_optimizer, require_like
 
 
 class SGDTrainer:
     """A network with its optimiser, its schedule and the scaler of its losses.
 
     Args:
-        network: what is trained, on the device.
+        network: to train, on the device.
         lr, momentum, weight_decay: of SGD.
-        schedule: makes the schedule of an optimiser.
+        schedule: creates the schedule of an optimiser.
         amp: see `--amp`.
         device: where the network is.
         processes: whose gradients are averaged.
@@ -62,8 +60,8 @@ class SGDTrainer:
         return self.optimizer.param_groups[0]["lr"]
 
     def descend_all(self, losses: Iterable[Tensor], on_step: Callable[[Tensor], Any]) -> tuple[float, int]:
-        """A step for each loss, which is computed when it is asked for; `on_step` is given it, detached. The
-        network's BatchNorm statistics are averaged over the processes at the end.
+        """A step for each loss, computed one by one; `on_step` gets it, detached. The network's BatchNorm
+        statistics are averaged over the processes at the end.
 
         Returns:
             The mean loss, NaN where every step overflowed; how many steps fp16 skipped for an overflow.
@@ -93,9 +91,9 @@ class SGDTrainer:
         return loss.detach()
 
     def leave(self) -> None:
-        """Take leave of the other processes: no messages from here on."""
+        """Leave the process group: no messages from here on."""
         self.forward = self.network
-        gc.collect()  # what wrapped it holds on to the engine, whose threads must end before the program does
+        gc.collect()  # the wrapper keeps threads alive that must end before the program does
         self.processes.end()
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,18 +105,12 @@ class SGDTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the place of the trainer that gave `state`.
+        """Restore a state returned by `state_dict`.
 
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: the state is from a run with other settings.
         """
-        own = self.scheduler.state_dict()
-        for name, fresh in (("scheduler", own), ("scaler", self.scaler.state_dict())):
-            require_like(state[name], fresh, name)
-        for name in {"T_max", "eta_min", "base_lrs", "milestones"} & own.keys():
-            if state["scheduler"][name] != own[name]:
-                raise ValueError(f"{name} of the schedule is another")
         self.network.load_state_dict(state[self.NAME])
-        load_optimizer(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])

@@ -1,15 +1,13 @@
 """Kill a run at random moments, continue it each time, and see that it ends as one that was never stopped.
 
-python tests/soak.py [--kills 25] [--seed 0]     (make soak)
-python tests/soak.py --all --kills 100           (over all methods, with samples that come and go)
-python tests/soak.py --all --kills 100 --methods dafl zskt  (of those, these two)
+python tests/robustness/soak.py [--kills 25] [--seed 0]     (make soak)
+python tests/robustness/soak.py --all --kills 100           (over all methods, with samples that come and go)
+python tests/robustness/soak.py --all --kills 100 --methods dafl zskt  (of those, these two)
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import signal
 import subprocess
@@ -19,42 +17,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from processes import epochs_done, start  # noqa: E402
 
 # Samples come and go; the rate is one at which no student of a teacher of random weights diverges.
 COMPONENTS = "--store_samples --dlw --blg --iho --max_samples 600 --lr 0.02"
 MOMENTS = ("at random", "inside a save", "between phases")
 
 
-def command(teacher: Path, folder: Path, epochs: int, *more: str) -> list[str]:
+def command(teacher: Path, folder: Path, epochs: int, *more: str) -> list[object]:
     return [
-        sys.executable,
-        str(ROOT / "bsr_main.py"),
+        "bsr_main.py",
         *"--dataset digits --teacher wrn16_1 --teacher_ckpt".split(),
-        str(teacher),
+        teacher,
         *"--student mobilenetv2 --device cpu --epochs".split(),
-        str(epochs),
+        epochs,
         *"--warmup 2 --kd_steps 2 --ep_steps 4 --batch_size 32 --g_steps 2 --save_every 2".split(),
         "--save_dir",
-        str(folder),
+        folder,
         *more,
     ]
-
-
-def environment() -> dict[str, str]:
-    return {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "2", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def start(words: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
-def epochs_done(folder: Path) -> int:
-    metrics = folder / "metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
 def size_of(file: Path) -> int:
@@ -105,7 +89,7 @@ def soak(
     AssertionError: the continued run differs from the uninterrupted one, or would not go on.
     """
     whole, broken = work / "whole", work / "broken"
-    done = start(command(teacher, whole, epochs, *flags))
+    done = start(*command(teacher, whole, epochs, *flags))
     assert done.wait() == 0, done.stderr.read()
     rng = random.Random(seed)
     killed = 0
@@ -115,7 +99,7 @@ def soak(
             more = ["--resume"]
         elif broken.exists():
             more = ["--overwrite"]
-        process = start(command(teacher, broken, epochs, *flags, *more))
+        process = start(*command(teacher, broken, epochs, *flags, *more))
         if killed < kills:
             moment = MOMENTS[killed % len(MOMENTS)]
             wait_for(moment, broken, process, rng, epochs // (2 * kills))
@@ -134,22 +118,18 @@ def soak(
 
 def compare(whole: Path, broken: Path) -> None:
     import torch
+    from helpers import metrics
 
     from datafree.torch_utils import checkpoint
 
-    rows = [
-        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
-        for text in ((folder / "metrics.jsonl").read_text() for folder in (whole, broken))
-    ]
-    assert rows[0] == rows[1]
+    assert metrics(whole) == metrics(broken)
     assert (whole / "samples.bin").read_bytes() == (broken / "samples.bin").read_bytes()
-    students = [torch.load(folder / "student.pth", weights_only=True) for folder in (whole, broken)]
+    students = [
+        torch.load(folder / "student.pth", weights_only=True)["state_dict"] for folder in (whole, broken)
+    ]
+    assert same(*students)
     states = [checkpoint.read(folder / "checkpoint.pth")["distiller"] for folder in (whole, broken)]
-    assert torch.equal(*(state["repository"]["serials"] for state in states))
-    for key, value in students[0]["state_dict"].items():
-        assert torch.equal(value, students[1]["state_dict"][key]), key
-    for part in ("optimizer", "synthesizer", "streams", "dlw", "blg"):
-        assert same(*(state[part] for state in states)), part
+    assert same(*states)
 
 
 def same(a: object, b: object) -> bool:
@@ -175,8 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.pth"
         words = ["--dataset", "digits", "--model", "wrn16_1", "--epochs", "0", "--output", str(teacher)]
-        train = [sys.executable, str(ROOT / "train_scratch.py"), *words]
-        subprocess.run(train, env=environment(), check=True)
+        assert start("train_scratch.py", *words).wait() == 0
         start_time = time.monotonic()
         if args.all:
             from datafree.methods import METHODS
