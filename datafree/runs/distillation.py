@@ -203,7 +203,7 @@ class Distillation:
         config = {
             **as_dict(s),
             "teacher_ckpt": session.teacher.file,
-            "judged_by": "accuracy" if session.has_images else "agreement",
+            "judged_by": self.judged,
             **self.facts.as_dict(),
             **environment(session.device),
             "processes": self.processes.world_size,
@@ -227,9 +227,15 @@ class Distillation:
         run.write_json(
             SUMMARY,
             {
-                "teacher_top1": teacher.top1 if teacher else None,
-                "last_top1": row[self.judged],
-                "best_top1_chosen_on_test_data": progress.best_top1,
+                **(
+                    {
+                        "teacher_top1": teacher.top1,
+                        "last_top1": row["test_top1"],
+                        "best_top1_chosen_on_test_data": progress.best_top1,
+                    }
+                    if teacher
+                    else {"best_holdout_agreement": progress.best_top1}
+                ),
                 "best_epoch": progress.best_epoch,
                 **{f"last_{name}": row[name] for name in agreements if name in row},
                 "epochs": s.epochs,
