@@ -58,6 +58,9 @@ def read_samples(run: FinishedRun) -> StoredSamples:
         labels, features, margins, confidences = (
             torch.from_numpy(records[name].copy()) for name in ("label", "features", "margin", "confidence")
         )
+        known = (labels >= 0) & (labels < len(run.required("classes")))
+        if not (known.all() and features.isfinite().all() and margins.isfinite().all()):
+            raise ValueError(f"{SAMPLES} is damaged")
         kept = torch.zeros(len(labels), dtype=torch.bool)
         kept[state["serials"].cpu()] = True
     except (KeyError, TypeError, ValueError, IndexError) as error:
