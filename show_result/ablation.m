@@ -1,5 +1,5 @@
 % The figures of the ablation in MATLAB or GNU Octave, from the CSV files of show_points_ablation.py:
-% a t-SNE panel a variant, and the samples of each class by variant. The same as ablation.py draws.
+% a t-SNE panel and the samples of each class for each variant.
 %
 %   octave-cli show_result/ablation.m
 %
@@ -16,29 +16,7 @@ files = dir(fullfile(folder, '*_points.csv'));
 if isempty(files)
     error('no *_points.csv in %s: write some with show_points_ablation.py', folder);
 end
-found = arrayfun(@(file) strrep(file.name, '_points.csv', ''), files, 'UniformOutput', false);
-% The paper's order; of tags that differ in more than the variant, each kind by itself. Published tags, such
-% as bsr-r34r18c10-dlw-blg, say omz8 for BSR.
-order = {'', 'blg', 'dlw', 'iho', 'blg dlw', 'dlw iho', 'blg iho', 'blg dlw iho'};  % components, by name
-names = {'dlw', 'blg', 'iho', 'basic', 'none', 'bsr', 'omz8'};
-keys = cell(size(found));
-for k = 1:numel(found)
-    words = strsplit(regexprep(lower(found{k}), '[-+_]', ' '), ' ');
-    on = sort(intersect(words, {'dlw', 'blg', 'iho'}));
-    basic = isempty(on) && any(ismember({'basic', 'none'}, words));
-    if isempty(on) && ~basic && any(ismember({'bsr', 'omz8'}, words)), on = {'blg', 'dlw', 'iho'}; end
-    known = basic || ~isempty(on);
-    rest = found{k};
-    place = numel(order) + 1;
-    if known
-        rest = strjoin(words(~ismember(words, names)), '-');
-        place = find(strcmp(order, strjoin(on(:)', ' ')));
-    end
-    keys{k} = sprintf('%s %d %s', rest, place, found{k});
-end
-[~, sorted] = sort(keys);
-tags = found(sorted);
-
+tags = sort(arrayfun(@(file) strrep(file.name, '_points.csv', ''), files, 'UniformOutput', false));
 columns = min(4, numel(tags));
 rows = ceil(numel(tags) / columns);
 % Petroff (2021), "Accessible color sequences for data visualization".

@@ -145,26 +145,30 @@ def _title_size(one: Variant) -> float | None:
 
 def points_figure(variants: list[Variant]) -> Figure:
     """The points of each variant, coloured by class."""
+    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
 
     from datafree.results import style
 
     classes = max(len(one.counts) for one in variants)
-    colors = style.class_colors(classes)
+    few = classes <= len(style.COLORS)
+    colors = np.array([to_rgba(color) for color in style.COLORS[:classes]])
+    colors = colors if few else plt.get_cmap("viridis")(np.linspace(0, 1, classes))
     figure, axes = panels(len(variants), 2.6, 2.7)
     for axis, one in zip(axes, variants, strict=True):
         size = np.clip(3000 / len(one.points), 0.2, 8)
         many = len(one.points) > 5000
         axis.scatter(*one.points.T, c=colors[one.labels], s=size, linewidths=0, rasterized=many)
         axis.set(xticks=[], yticks=[])
-        drawn, made = len(one.points), one.counts.sum()
-        told = f"{drawn:,} of {made:,}" if drawn < made else f"{drawn:,} samples"
-        axis.set_title(f"{one.tag}  ({told})", fontsize=_title_size(one))
+        drawn, stored = len(one.points), one.counts.sum()
+        text = f"{drawn:,} of {stored:,}" if drawn < stored else f"{drawn:,} samples"
+        axis.set_title(f"{one.tag}  ({text})", fontsize=_title_size(one))
         axis.set_aspect("equal", adjustable="datalim")
         for spine in axis.spines.values():
             spine.set(visible=True, color="#bbbbbb")
-    if classes <= len(style.COLORS):
+    if few:
         marks = [Line2D([], [], marker="o", linestyle="", color=color) for color in colors]
         figure.legend(
             marks,
@@ -204,7 +208,7 @@ def run() -> None:
     args = build_parser().parse_args()
     tags = find_tags(args.points)
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     from datafree.results import style
 
     style.use()

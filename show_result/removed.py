@@ -52,29 +52,29 @@ def run() -> None:
     if f"\n{args.run.resolve().name}," in before:
         raise UserError(f"{args.output} has lines of {args.run} already: remove it or name another one")
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     import torch
 
     from datafree import losses
     from datafree.data.augment import Normalize
     from datafree.data.pixels import to_float
     from datafree.networks.teacher import load_teacher, read_teacher
-    from datafree.results.stored import BATCH, read_samples, student_of
+    from datafree.results.stored import read_samples, student_of
     from datafree.torch_utils.device import choose_device
 
     device = choose_device(args.device, None)
-    samples, classes = read_samples(one), one.told("classes")
+    samples, classes = read_samples(one), one.required("classes")
     name = NetworkName.parse(one.config["teacher"])
     content = read_teacher(one.dataset, name, args.teacher_ckpt or one.config["teacher_ckpt"])
     teacher, student = load_teacher(name, len(classes), *content, device), student_of(judge, device)
-    normalize = Normalize(tuple(one.told("mean")), tuple(one.told("std")))
+    normalize = Normalize(tuple(one.required("mean")), tuple(one.required("std")))
     found = []
     with torch.no_grad():
-        for rows in torch.arange(len(samples.labels)).split(BATCH):
+        for rows in torch.arange(len(samples.labels)).split(256):
             inputs = normalize(to_float(samples.images(rows).to(device)))
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             logits = student(inputs), teacher(inputs)
-            each = [losses.kldiv(s[None], t[None], one.told("T")) for s, t in zip(*logits, strict=True)]
+            each = [losses.kldiv(s[None], t[None], one.required("T")) for s, t in zip(*logits, strict=True)]
             found.append(torch.stack(each).cpu())
     loss = torch.cat(found)
     part = torch.arange(len(loss)) * PARTS // len(loss)

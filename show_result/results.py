@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datafree.cli import parser as cli
 from datafree.cli import table
 from datafree.errors import UserError
-from datafree.results.read import COMPONENTS, Run, find_runs
+from datafree.results.read import COMPONENTS, FinishedRun, find_runs
 from datafree.results.tables import Row, collect, paired, seed_differences
 from datafree.runs.files import CONFIG, METRICS, SUMMARY
 from show_result.ablation import ORDER, variant_of
@@ -130,8 +130,8 @@ def require_alike(rows: list[Row]) -> None:
                 )
 
 
-def evaluated(run: Run) -> list[bool]:
-    """Whether each epoch was; of KD with images, all were."""
+def evaluated(run: FinishedRun) -> list[bool]:
+    """Whether the student was evaluated after each epoch; KD with images always evaluates."""
     return [one.get("evaluated", True) for one in run.metrics]
 
 
@@ -175,7 +175,7 @@ def printed(command: str) -> str:
     return table.render(table.build_parser().parse_args([*found, *fixed]))
 
 
-def student_steps(run: Run) -> np.ndarray:
+def student_steps(run: FinishedRun) -> np.ndarray:
     """(E,): the steps that the student has taken after each epoch."""
     import numpy as np
 
@@ -196,7 +196,7 @@ def accuracy_figure(rows: list[Row]) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 4.2))
     yardsticks = [row for row in rows if row.label.startswith("vanilla_kd")]
     curves = [row for row in rows if row not in yardsticks]
-    curves.sort(key=lambda row: (row.label != "bsr", -mean(row.values("last_top1"))))
+    curves.sort(key=lambda row: (row.label != "bsr", -mean(row.values("last"))))
     ends = []
     for place, row in enumerate(curves):
         color = colors[place % len(colors)]
@@ -211,7 +211,7 @@ def accuracy_figure(rows: list[Row]) -> Figure:
         ends.append((x[-1], y.mean(0)[-1], f"{y.mean(0)[-1]:.1f} {row.label}", color))
     end = max((x for x, *_ in ends), default=1)
     for row in yardsticks:
-        level, images = mean(row.values("last_top1")), row.runs[0].setting("transfer_set") or "real images"
+        level, images = mean(row.values("last")), row.runs[0].setting("transfer_set") or "real images"
         axis.axhline(level, color="#555555", linewidth=0.8, linestyle="--")
         ends.append((end, level, f"{level:.1f} KD, {images}", "#555555"))
     taught = mean(rows[0].values("teacher_top1"))
@@ -254,7 +254,7 @@ def classes_figure(rows: list[Row]) -> Figure:
         for name in ("counts", "test_recall")
     )
     order = counts[rows[-1].label].mean(0).argsort()
-    return by_class(rows[0].runs[0].told("classes"), order, {"samples": counts, "recall, %": recall})
+    return by_class(rows[0].runs[0].required("classes"), order, {"samples": counts, "recall, %": recall})
 
 
 def removed_figure(lines: list[dict[str, str]]) -> Figure:
@@ -381,7 +381,7 @@ def run() -> None:
     for folder in args.add:
         print(f"{keep(folder, results)} runs of {folder} kept in {results / folder.resolve().name}")
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     from datafree.results import style
 
     style.use()

@@ -26,8 +26,14 @@ from show_result.ablation import ordered, variant_of
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from datafree.results.read import FinishedRun
+    from datafree.results.stored import StoredSamples
 
 FOLDER = Path(__file__).resolve().parent / "ablation_points"
+BATCH = 256
 ITERATIONS = 750  # of openTSNE: 250 of early exaggeration, 500 after it
 
 
@@ -74,6 +80,40 @@ def build_parser() -> cli.Parser:
     return parser
 
 
+def network_features(
+    network: nn.Module,
+    run: FinishedRun,
+    samples: StoredSamples,
+    rows: Tensor,
+    device: torch.device,
+    on_batch: Callable[[int], object] = lambda count: None,
+    layer: str | None = None,
+) -> Tensor:
+    """Penultimate features (len(rows), D) of samples, on the CPU; calls `on_batch` with the size of each
+    finished batch. `layer` names the layer whose input is taken, by default the one that gives the logits."""
+    import torch
+
+    from datafree.data.augment import Normalize
+    from datafree.data.pixels import to_float
+    from datafree.networks.check import settle_layout
+    from datafree.networks.penultimate import PenultimateFeatures
+
+    normalize = Normalize(tuple(run.required("mean")), tuple(run.required("std")))
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        for indices in rows.split(BATCH):
+            inputs = normalize(to_float(samples.images(indices).to(device)))
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            if not parts:
+                settle_layout(network, inputs[:1])
+                seen = PenultimateFeatures(network, layer, inputs)
+            with seen.capture():
+                network(inputs)
+            parts.append(seen.value.float().cpu())
+            on_batch(len(indices))
+    return torch.cat(parts)
+
+
 def embed(
     features: np.ndarray,
     seed: int,
@@ -81,7 +121,8 @@ def embed(
     on_iteration: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton, 2008) of features (N, D) to points (N, 2), perplexity 30 or less for
-    few points, from a PCA start. `on_iteration` is told how many iterations are done since it was last.
+    few points, from a PCA start. `on_iteration` is called with the number of iterations since
+    its last call.
 
     Raises:
         UserError: there are too few points, or openTSNE was asked for and is not installed.
@@ -148,12 +189,12 @@ def run() -> None:
             "made, of the layer that was chosen then"
         )
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     import numpy as np
     import torch
     from tqdm import tqdm
 
-    from datafree.results.stored import network_features, read_samples, student_of
+    from datafree.results.stored import read_samples, student_of
     from datafree.torch_utils.device import choose_device
 
     device = choose_device(args.device, None)
@@ -163,7 +204,7 @@ def run() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for place, (tag, one, samples) in enumerate(found):
         rows = samples.kept.nonzero().squeeze(1)
-        counts = torch.bincount(samples.labels[rows], minlength=len(one.told("classes")))
+        counts = torch.bincount(samples.labels[rows], minlength=len(one.required("classes")))
         if len(rows) > args.max_points:
             drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(args.seed))
             rows = rows[drawn[: args.max_points].sort().values]
@@ -172,11 +213,9 @@ def run() -> None:
                 features = network_features(
                     students[place], one, samples, rows, device, bar.update, args.feature_layer
                 )
-            elif samples.features is not None:
+            else:
                 features = samples.features[rows]
                 bar.update(len(rows))
-            else:
-                raise UserError(f"{one.path} has no stored features: use --features student")
             points = embed(features.numpy().astype(np.float32), args.seed, args.engine, bar.update)
         write_csv(args.output / f"{tag}_points.csv", "0,1", points, "%.3f")
         write_csv(args.output / f"{tag}_targets.csv", "0", samples.labels[rows].numpy()[:, None], "%d")

@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 from conftest import run_here
+from making import assert_refused, write_run
 from scipy import stats
-from test_tables import assert_refused, write_run
 
 from datafree.errors import UserError
 from datafree.results.effects import effects
@@ -49,21 +49,22 @@ def test_the_command_prints_them_and_says_what_is_missing(variants):
     assert out.returncode == 0
     assert "DLW" in out.stdout
     assert_refused(
-        run_here("scripts/table.py", "runs", "--effects", "--sort", cwd=variants.parent), "a table of its own"
+        run_here("scripts/table.py", "runs", "--effects", "--sort", cwd=variants.parent),
+        "prints a different table",
     )
 
 
 def test_variants_that_are_missing_twice_or_share_no_seed_are_named(variants):
     runs = find_runs([variants])[0]
 
-    def told(*names):
+    def of(*names):
         return effects(collect([run for run in runs if run.path.name in names]))
 
     with pytest.raises(UserError, match=r"no runs of none, DLW.*DLW\+IHO.*DLW\+BLG\+IHO"):
-        told("blg-0", "iho-0", "blg-iho-0")
+        of("blg-0", "iho-0", "blg-iho-0")
     rest = {run.path.name for run in runs if run.seed == 1} - {"none-1"}
     with pytest.raises(UserError, match="no seed has all eight variants"):
-        told(*rest, "none-7")
+        of(*rest, "none-7")
     write_run(variants / "other", 0, 1.0, "fast", dlw=False, blg=False, iho=False)
-    with pytest.raises(UserError, match="are of the same components: leave one out"):
+    with pytest.raises(UserError, match="have the same components: leave one out"):
         effects(collect(find_runs([variants])[0]))

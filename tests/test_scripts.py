@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
+from making import TINY, assert_refused, metrics, write_folder, write_teacher
 from PIL import Image
 from torch import nn
 
@@ -18,12 +19,6 @@ from datafree.data.augment import Normalize
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
-
-TINY = [
-    *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
-    *"--device cpu".split(),
-]
-
 
 STUDENT = "mobilenetv2"  # it has dropout, which draws from torch's global generator
 
@@ -41,29 +36,6 @@ def write_cifar10(root: Path, images_per_file: int = 20):
         (folder / name).write_bytes(pickle.dumps(batch))
     names = {"label_names": [f"class{i}" for i in range(10)]}
     (folder / "batches.meta").write_bytes(pickle.dumps(names))
-
-
-def write_folder(root: Path, splits=("test",), classes=("ant", "bee", "cat"), count=6):
-    random = np.random.RandomState(0)
-    for split in splits:
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = random.randint(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-
-
-def write_teacher(path: Path, arch="wrn16_1", num_classes=10, seed=0, **content):
-    torch.manual_seed(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    network = models.create(arch, num_classes)
-    torch.save({"state_dict": network.state_dict(), **content} if content else network.state_dict(), path)
-    return path
-
-
-def metrics(run: Path):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -382,13 +354,6 @@ BAD_FLAGS = [
 def test_bad_flags_get_one_line_and_status_2(flags, message, tmp_path):
     assert_refused(run_here("bsr_main.py", *flags, cwd=tmp_path), message)
     assert list(tmp_path.iterdir()) == []
-
-
-def assert_refused(done, message):
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    assert message in done.stderr
 
 
 class Malicious:

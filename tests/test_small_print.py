@@ -1,16 +1,12 @@
 """Numbers and orders that nothing else would notice: each of these has been got wrong on purpose, once."""
 
 import copy
-import json
 import math
-import re
 
-import numpy as np
 import pytest
 import torch
-from making import flags, samples
+from making import flags, samples, write_run
 from test_methods import CLASSES, NORMALIZE, TARGETS, TINY, TinyGenerator, classifier, context, distiller
-from test_tables import write_run
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,11 +19,6 @@ from datafree.errors import UserError
 from datafree.evaluation import MOST, HeldOut, evaluate
 from datafree.models.generator import Generator
 from datafree.results.read import read_run
-from datafree.results.report_runs import report_runs
-from datafree.results.report_samples import samples_sheet
-from datafree.results.report_tables import summary_table
-from datafree.results.stored import StoredSamples
-from datafree.results.tables import collect, compare
 from datafree.synthesis import cmi
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
@@ -72,25 +63,6 @@ def test_the_fifth_class_counts_for_top_5_and_the_sixth_does_not():
         assert (scores.top1, scores.top5) == (top1, top5)
 
 
-def test_runs_are_compared_seed_by_seed_with_students_t(tmp_path):
-    from scipy.stats import ttest_rel
-
-    a, b = {0: 94.0, 1: 80.0, 2: 90.5}, {2: 90.0, 0: 93.0, 1: 80.5}
-    for method, lasts in (("bsr", a), ("fast_meta", b)):
-        for seed, last in lasts.items():
-            write_run(tmp_path / f"{method}-{seed}", seed, last, method)
-    rows = collect([read_run(path) for path in sorted(tmp_path.iterdir())])
-    test = ttest_rel(list(a.values()), [b[seed] for seed in a])
-    interval = test.confidence_interval(0.95)
-    expected = f"+0.33 points, 95 % confidence {interval.low:+.2f} to {interval.high:+.2f} (3 shared seeds)"
-    assert expected in compare(rows, "bsr", "fast_meta")
-
-
-def test_hours_are_hours(tmp_path):
-    write_run(tmp_path / "run")
-    assert read_run(tmp_path / "run").figures["hours"] == 120 / 3600
-
-
 def test_an_exported_student_is_compared_with_what_was_exported():
     shipped = Shipped(Says(0.0, 1.0), (0.5,) * 3, (0.5,) * 3)
     images = torch.rand(4, 3, 8, 8)
@@ -106,32 +78,6 @@ def test_a_model_card_gives_the_time_of_one_image(tmp_path, monkeypatch):
         "student", read_run(tmp_path / "run"), Says(0.0, 1.0), torch.rand(32, 3, 8, 8)
     )
     assert line.endswith("| 2 | 0.00 | 2.00 |")
-
-
-def test_the_samples_nearest_to_their_class_are_at_the_left_and_the_farthest_at_the_right(tmp_path):
-    write_run(tmp_path / "run", classes=["a", "b"], img_size=8, mean=[0.5] * 3, std=[0.5] * 3)
-    shown = report_runs([read_run(tmp_path / "run")])[0]
-    features = torch.arange(20.0)[:, None] ** 2
-    images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
-    kept, labels = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.long)
-    shown.__dict__["samples"] = StoredSamples(labels, kept, features, None, None, lambda rows: images[rows])
-    sheet = np.array(samples_sheet(shown))[20, :, 0]
-    distances = (features[:, 0] - features.mean()).abs().argsort()
-    cells = [84 + column * 50 + 20 for column in range(6)]
-    assert [sheet[x] // 10 for x in cells] == distances[:6].tolist()
-    assert [sheet[x + 6 * 50 + 6] // 10 for x in cells] == distances[-6:].flip(0).tolist()
-
-
-def test_a_report_names_the_best_epoch_and_the_last_apart(tmp_path):
-    write_run(tmp_path / "run", last=90.0, epochs=1)
-    run = read_run(tmp_path / "run")
-    assert (run.figures["last_top1"], run.figures["best_top1_chosen_on_test_data"]) == (90, 91)
-    assert run.figures["best_minus_last"] == 1
-    row = {"epoch": 0, "test_top1": 90.0, "seconds": {"synthesis": 1.0}}
-    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(row) + "\n")
-    text = re.sub(r"<[^>]*>|\n", " ", summary_table(report_runs([read_run(tmp_path / "run")])))
-    assert re.search(r"last epoch\S*\s+90\.00", text), text
-    assert re.search(r"best\D*91\.00", text), text
 
 
 # Safety

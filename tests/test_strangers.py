@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from datafree.errors import UserError
 from datafree.results.read import read_run
 from datafree.results.stored import read_samples
 from datafree.runs.sample_log import SampleLog
-from datafree.runs.schema import LONGEST, metrics_of, read_text
 from datafree.torch_utils import checkpoint
 
 VIT = "timm:vit_tiny_patch16_224"
@@ -50,7 +48,7 @@ def test_samples_that_cannot_be_are_found_out(field, value, cwd):
     records = np.memmap(log.path, log.record, "r+")
     records[field][3] = value
     records.flush()
-    with pytest.raises(UserError, match=r"samples\.bin is not as it was written"):
+    with pytest.raises(UserError, match=r"samples\.bin is damaged"):
         read_samples(read_run(cwd / "out"))
 
 
@@ -140,68 +138,6 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):
     assert metrics(cwd / "new") == metrics(cwd / "out")
     line = " ".join([sys.executable, str(ROOT / "scripts/table.py"), "nowhere", ">&-", "2>&-"])
     assert subprocess.run(["sh", "-c", line], cwd=cwd, timeout=60).returncode == 2
-
-
-def test_of_a_huge_file_no_more_is_read_than_shows_that_it_is_one(tmp_path):
-    with open(tmp_path / "config.json", "wb") as file:
-        file.truncate(20 * LONGEST)  # takes no room on the disk
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=r"config.json is longer than"):
-            read_text(tmp_path / "config.json")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 4 * LONGEST
-
-
-def test_figures_of_runs_are_as_they_are_to_be_whatever_a_file_says(cwd):
-    rows = (cwd / "out/metrics.jsonl").read_text().splitlines()
-    first = json.loads(rows[0])
-    spoilt = [
-        {"test_top1": 10**400},
-        {"test_top1": [1.0]},
-        {
-            key: [1.0, 2.0]
-            for key in first.keys() - {"epoch", "test_top1", "seconds", "counts", "test_recall"}
-        },
-        {"counts": 5},
-        {"test_recall": 5},
-        {"counts": first["counts"][:3]},
-        {"test_recall": first["test_recall"][:3]},
-    ]
-    for change in spoilt:
-        changed = [json.dumps({**json.loads(row), **change}) for row in rows]
-        (cwd / "out/metrics.jsonl").write_text("\n".join(changed) + "\n")
-        for reader in (("show_result/report.py", "out", "--output", "r.html"), ("scripts/table.py", "out")):
-            assert_refused(run_here(*reader, cwd=cwd), "metrics")
-    many = "".join(f'{{"epoch": {n}, "test_top1": 1, "seconds": {{}}}}\n' for n in range(100_001))
-    with pytest.raises(ValueError, match="number of lines"):
-        metrics_of(many)
-
-
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("summary.json", {"last_top1": 10**400}),
-        ("config.json", {"mean": [10**400]}),
-        ("config.json", {"classes": ["x" * 10**6] * 10}),
-        ("config.json", {"more": [{}] * 4 * 10**6}),
-    ],
-)
-def test_settings_and_summaries_too(name, change, cwd):
-    content = json.loads((cwd / "out" / name).read_text())
-    (cwd / "out" / name).write_text(json.dumps({**content, **change}))
-    for reader in (("show_result/report.py", "out", "--output", "r.html"), ("scripts/table.py", "out")):
-        assert_refused(run_here(*reader, cwd=cwd), name)
-
-
-def test_class_names_that_no_font_has_are_shown_as_they_can_be(cwd):
-    content = json.loads((cwd / "out/config.json").read_text())
-    content["classes"][0] = "\ud800\x00 \t"
-    (cwd / "out/config.json").write_text(json.dumps(content))
-    done = run_here("show_result/report.py", "out", "--output", "r.html", cwd=cwd)
-    assert done.returncode == 0, done.stderr
 
 
 def test_an_export_makes_no_images_before_it_knows_that_the_samples_fit(cwd):

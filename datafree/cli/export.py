@@ -69,10 +69,9 @@ def run() -> None:
     from datafree.deploy.model_card import model_card
     from datafree.deploy.quantization import quantize_student
     from datafree.results.read import is_export, read_run
-    from datafree.results.stored import as_student_tells
     from datafree.runs.files import CONFIG, EXPORT, EXPORT_BEST
 
-    finished = as_student_tells(read_run(args.run), args.best)
+    finished = read_run(args.run)
     shipped = shipped_student(finished, args.student, args.best)
     folder = args.output or args.run / (EXPORT_BEST if args.best else EXPORT)
     require_folder(folder)

@@ -21,18 +21,14 @@ def run() -> None:
     runs = [read_run(path, finished=False) for path in args.runs]
     if len({path.resolve() for path in args.runs}) < len(runs):
         raise UserError("a run is named twice: name each once")
-    if args.output.is_dir():
-        raise UserError(f"{args.output} is a folder: name a file with --output")
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     from datafree.results.report import render
 
     text = render(runs)
-    temporary = args.output.with_name(args.output.name + ".tmp")
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(args.output)
+        args.output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"cannot write {args.output} ({error}): name another --output") from error
     print(f"{args.output}: {len(text) / 1e6:.1f} MB")

@@ -18,31 +18,29 @@ FORMATS = (*RENDER, "csv")
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Tables of finished runs, with seeds, spread and the published figures.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of some")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of runs")
     parser.add_argument("--format", choices=FORMATS, default="text", help="format of the tables")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
     parser.add_argument(
         "--compare",
         nargs=2,
         metavar=("ROW", "OTHER"),
-        help="mean difference of two rows, as the table names them, over the seeds they share",
+        help="print the mean difference of two rows over the seeds they share",
     )
     parser.add_argument(
         "--against",
         metavar="ROW",
-        help="a column of each row's mean difference from this one, paired by seed",
+        help="add a column with each row's mean difference from this one, paired by seed",
     )
     parser.add_argument(
         "--effects",
         action="store_true",
-        help="in place of the table, what each of DLW, BLG and IHO adds: runs of all eight variants",
+        help="print what each of DLW, BLG and IHO adds instead; needs runs of all eight variants",
     )
     parser.add_argument(
-        "--columns",
-        metavar="NAME,...",
-        help='these columns alone, such as "seeds,last,stored" (default: all)',
+        "--columns", metavar="NAME,...", help='only these columns, such as "seeds,last,stored" (default: all)'
     )
-    parser.add_argument("--sort", action="store_true", help="the highest accuracy of the last epoch first")
+    parser.add_argument("--sort", action="store_true", help="highest accuracy of the last epoch first")
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -53,18 +51,18 @@ def build_parser() -> cli.Parser:
 
 
 def render(args: argparse.Namespace) -> str:
-    """What the flags ask for, as text.
+    """The text that the flags ask for.
 
     Raises:
         UserError: there are no such runs, rows or columns.
     """
     if args.format == "csv" and (args.compare or args.against or args.columns or args.effects):
         raise UserError(
-            "CSV has every column, and a line a row: leave out --compare, --against, --columns and --effects"
+            "CSV always has every column: leave out --compare, --against, --columns and --effects"
         )
     if args.effects and (args.compare or args.against or args.columns or args.sort):
         raise UserError(
-            "--effects makes a table of its own: leave out --compare, --against, --columns and --sort"
+            "--effects prints a different table: leave out --compare, --against, --columns and --sort"
         )
     runs, unfinished = find_runs(args.runs)
     for path in unfinished:
@@ -79,7 +77,7 @@ def render(args: argparse.Namespace) -> str:
     if args.format == "csv":
         return as_csv(rows, published)
     tables = make_tables(rows, published, args.checkpoints, args.against)
-    if args.columns:  # the table of methods by pairs has the pairs for columns
+    if args.columns:  # not in the table of methods by pairs, which has a column for each pair
         columns = [name.strip() for name in args.columns.split(",")]
         tables = (only(table, columns) if "last" in table.headings else table for table in tables)
     text = "\n".join(map(RENDER[args.format], tables))

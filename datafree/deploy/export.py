@@ -19,7 +19,7 @@ from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.networks.names import NetworkName
 from datafree.networks.student_file import EXPORT_CONFIG, SOURCE, USE
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.results.stored import NoSamples, read_samples, student_of
 from datafree.runs.files import EXPORTED, STUDENT, STUDENT_BEST
 from datafree.torch_utils import checkpoint
@@ -52,11 +52,11 @@ class Comparison(NamedTuple):
     same: float  # share of the images on whose class both agree
 
 
-def shipped_student(run: Run, source: NetworkName | None = None, best: bool = False) -> Shipped:
+def shipped_student(run: FinishedRun, source: NetworkName | None = None, best: bool = False) -> Shipped:
     """The student of a finished run, in eval mode, on the CPU.
 
     Args:
-        run: see `stored.as_student_tells`.
+        run: a finished run.
         source: see `networks.portable.load_student`.
         best: see `student_of`.
 
@@ -67,7 +67,7 @@ def shipped_student(run: Run, source: NetworkName | None = None, best: bool = Fa
     return Shipped(student, tuple(run.config["mean"]), tuple(run.config["std"])).eval()
 
 
-def images_to_compare_on(run: Run) -> dict[str, Tensor]:
+def images_to_compare_on(run: FinishedRun) -> dict[str, Tensor]:
     """Images (N, C, H, W) in [0, 1], by what they are: random ones, and the newest synthesised ones of
     a run that has left some."""
     size, channels = run.config["img_size"], len(run.config["mean"])
@@ -145,7 +145,7 @@ def export(
         raise UserError(f"the network cannot be exported as {kind}: {kind_of}: {reason}") from error
 
 
-def loadable(run: Run, best: bool = False) -> tuple[dict[str, bytes], str]:
+def loadable(run: FinishedRun, best: bool = False) -> tuple[dict[str, bytes], str]:
     """What goes beside `student.safetensors`, so that `networks.portable.load_student` reads the folder:
     files by name, and what the card says of them. A network of the user's own has its file among them."""
     content = checkpoint.read(run.path / (STUDENT_BEST if best else STUDENT))

@@ -14,7 +14,7 @@ from datafree.errors import UserError
 from datafree.methods import METHODS, synthesis_settings
 from datafree.networks.build import build
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.runs.environment import environment
 
 BATCH = 32  # images, whose forward pass is timed
@@ -23,7 +23,7 @@ SETTINGS = ("epochs", "warmup", "kd_steps", "ep_steps", "batch_size", "lr", "T")
 
 
 def model_card(
-    run: Run,
+    run: FinishedRun,
     shipped: Shipped,
     file: str,
     compared: Mapping[str, Comparison],
@@ -77,13 +77,13 @@ def model_card(
     return card.rstrip() + "\n"
 
 
-def _named(role: str, run: Run) -> str:
+def _named(role: str, run: FinishedRun) -> str:
     """The student or the teacher, with the arguments that it was made with."""
     arguments = run.config.get(f"{role}_args")
     return run.config[role] + (f" ({arguments})" if arguments else "")
 
 
-def _teacher(run: Run, source: NetworkName | None) -> nn.Module:
+def _teacher(run: FinishedRun, source: NetworkName | None) -> nn.Module:
     """A network like the teacher, with other weights."""
     name = source or run.pair.teacher
     if source is None and name.kind == "several":
@@ -95,7 +95,7 @@ def _teacher(run: Run, source: NetworkName | None) -> nn.Module:
     return teacher.to(memory_format=torch.contiguous_format).eval()
 
 
-def _measured(role: str, run: Run, network: nn.Module, images: torch.Tensor) -> str:
+def _measured(role: str, run: FinishedRun, network: nn.Module, images: torch.Tensor) -> str:
     """A line of the table of networks."""
     count = sum(parameter.numel() for parameter in network.parameters())
     weights = sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -103,28 +103,28 @@ def _measured(role: str, run: Run, network: nn.Module, images: torch.Tensor) -> 
     return f"| {role} | {_named(role, run)} | {count:,} | {weights / 1e6:.2f} | {took:.2f} |"
 
 
-def _judged(run: Run) -> str:
+def _judged(run: FinishedRun) -> str:
     """How good the student is, a list item each for accuracy and for agreement."""
     config, summary = run.config, run.summary
     agreement = "- Agreement with the teacher on synthetic samples held out from training"
     if not run.accurate:
         return (
-            f"{agreement}: {summary['last_top1']:.2f} %. There were no real images: this is not accuracy, "
-            "and the student should be tested on real ones before use."
+            f"{agreement}: {summary['last_holdout_agreement']:.2f} %. There were no real images: this is not "
+            "accuracy, and the student should be tested on real ones before use."
         )
     none = config["dataset"] == "none"
     tested = f"the labelled images in {config.get('eval_folder')}" if none else config["dataset"]
     text = f"- Test accuracy on {tested}, last epoch: {summary['last_top1']:.2f} %"
     if summary.get("teacher_top1") is not None:
         text += f" (teacher: {summary['teacher_top1']:.2f} %)"
-    if summary.get("last_agreement") is not None:
-        text += f"\n{agreement}, last epoch: {summary['last_agreement']:.2f} %. This is not accuracy."
+    if summary.get("last_holdout_agreement") is not None:
+        text += f"\n{agreement}, last epoch: {summary['last_holdout_agreement']:.2f} %. This is not accuracy."
     return text
 
 
-def _judged_best(run: Run) -> str:
+def _judged_best(run: FinishedRun) -> str:
     """How good the student of the best epoch is."""
-    epoch, figure = run.summary["best_epoch"] + 1, run.summary["best_top1_chosen_on_test_data"]
+    epoch, figure = run.summary["best_epoch"] + 1, run.figures["best"]
     if not run.accurate:
         return (
             f"- Agreement with the teacher on synthetic samples held out from training: {figure:.2f} % in "
@@ -136,7 +136,7 @@ def _judged_best(run: Run) -> str:
     )
 
 
-def _settings_that_matter(run: Run) -> list[str]:
+def _settings_that_matter(run: FinishedRun) -> list[str]:
     """Names of the settings of the run that had an effect on it."""
     method = METHODS.get(run.config["method"])
     of_synthesis = synthesis_settings()

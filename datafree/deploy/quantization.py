@@ -25,7 +25,7 @@ from datafree.extras.several_teachers import prepare_teacher
 from datafree.networks.bn_statistics import check_bn_statistics
 from datafree.networks.check import NO_STATISTICS
 from datafree.networks.teacher import Teacher
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.results.stored import read_samples
 from datafree.settings import QuantizeSettings, Settings
 from datafree.torch_utils.device import choose_device
@@ -101,7 +101,7 @@ def quantize_network(own: QuantizeSettings, settings: Settings, weigh_bn: bool) 
 
 
 def quantize_student(
-    run: Run, shipped: Shipped, model: bytes, count: int, data_root: str | None = None
+    run: FinishedRun, shipped: Shipped, model: bytes, count: int, data_root: str | None = None
 ) -> tuple[bytes, str]:
     """The student of a run in int8, calibrated on its samples, as ONNX; and how it does, as Markdown: on the
     run's test images where they are there, else on samples that it was not calibrated on.
@@ -144,7 +144,7 @@ def quantize_student(
     return quantized.file, quantized.report(judged_on)
 
 
-def _test_images(run: Run, data_root: str | None) -> ImageSet:
+def _test_images(run: FinishedRun, data_root: str | None) -> ImageSet:
     """Raises:
     UserError: there are none.
     """

@@ -1,4 +1,4 @@
-"""What each component of BSR brings, by itself and beside the others. Imports nothing heavy."""
+"""What each component of BSR adds, alone and beside the others. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from datafree.results.read import COMPONENTS
 from datafree.results.tables import Row, Table, paired
 
 NONE, ALL = frozenset[str](), frozenset(COMPONENTS)
-VARIANTS = [NONE, *(frozenset({name}) for name in COMPONENTS), *(ALL - {name} for name in COMPONENTS), ALL]
+SINGLE = [frozenset({name}) for name in COMPONENTS]
+VARIANTS = [NONE, *SINGLE, *(ALL - one for one in SINGLE), ALL]
 
 
 def effects(rows: Sequence[Row]) -> list[Table]:
@@ -22,7 +23,7 @@ def effects(rows: Sequence[Row]) -> list[Table]:
         rows: from `collect`, the eight variants of BSR.
 
     Raises:
-        UserError: a variant is missing, there twice, or no seed has them all.
+        UserError: a variant is missing or occurs twice, or no seed has them all.
     """
     pairs = dict.fromkeys((row.dataset, row.pair) for row in rows)
     return [_of_pair([row for row in rows if (row.dataset, row.pair) == pair]) for pair in pairs]
@@ -32,32 +33,32 @@ def _of_pair(rows: Sequence[Row]) -> Table:
     by_variant: dict[frozenset[str], Row] = {}
     for row in rows:
         on = frozenset(name for name in COMPONENTS if row.runs[0].setting(name))
-        if on in by_variant:
-            twice = f"{by_variant[on].label} and {row.label}"
-            raise UserError(f"--effects: {twice} are of the same components: leave one out")
-        by_variant[on] = row
+        same = by_variant.setdefault(on, row)
+        if same is not row:
+            both = f"{same.label} and {row.label}"
+            raise UserError(f"--effects: {both} have the same components: leave one out")
     missing = [_words(on) for on in VARIANTS if on not in by_variant]
     if missing:
-        raise UserError(f"--effects takes all eight variants, and there are no runs of {', '.join(missing)}")
-    top1 = {on: {run.seed: run.summary["last_top1"] for run in row.runs} for on, row in by_variant.items()}
-    seeds = sorted(set.intersection(*map(set, top1.values())))
+        raise UserError(f"--effects needs all eight variants, and there are no runs of {', '.join(missing)}")
+    last = {on: {run.seed: run.last for run in row.runs} for on, row in by_variant.items()}
+    seeds = sorted(set.intersection(*map(set, last.values())))
     if not seeds:
         raise UserError("--effects: no seed has all eight variants: run them with the same --seed")
     lines = []
     for name in COMPONENTS:
         gains = {
-            others: [top1[others | {name}][seed] - top1[others][seed] for seed in seeds]
+            others: [last[others | {name}][seed] - last[others][seed] for seed in seeds]
             for others in VARIANTS
             if name not in others
         }
         main = paired([mean(of_seed) for of_seed in zip(*gains.values(), strict=True)])
-        beside = [*VARIANTS[:4], ALL - {name}]
+        beside = [NONE, *SINGLE, ALL - {name}]
         cells = [f"{mean(gains[others]):+.2f}" if others in gains else "-" for others in beside]
         lines.append([name.upper(), main.text, *cells])
-    headings = ["component", "mean", *(f"beside {_words(on)}" for on in VARIANTS[:4]), "beside both others"]
+    headings = ["component", "mean", *(f"beside {_words(on)}" for on in (NONE, *SINGLE))]
     over = f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
     caption = f"{rows[0].dataset}, {rows[0].pair.words}: points that each component adds, {over}"
-    return Table(caption, headings, lines)
+    return Table(caption, [*headings, "beside both others"], lines)
 
 
 def _words(on: frozenset[str]) -> str:

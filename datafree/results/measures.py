@@ -1,4 +1,4 @@
-"""The measures of a run as tables and reports show them. Imports nothing heavy."""
+"""How tables and reports name the measures of a run. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import NamedTuple
 
 
 class Measure(NamedTuple):
-    """How a measure is called."""
+    """The names of a measure."""
 
     heading: str  # of a column
     words: str  # where there is room
     pattern: str = "{:.2f}"  # of a figure
 
 
-PROTOCOL = {  # of `Run.figures`, what is told beside the last epoch's accuracy
+PROTOCOL = {  # by the names in `FinishedRun.figures`
     "last_fifth_mean": Measure("last fifth", "mean of the last fifth of the epochs"),
     "last_fifth_deviation": Measure("± epochs", "deviation over these epochs"),
-    "best_top1_chosen_on_test_data": Measure("best", "best epoch (chosen on test data)"),
+    "best": Measure("best", "best epoch (chosen on test data)"),
     "best_minus_last": Measure("best - last", "best epoch minus last"),
-    "last_test_agreement": Measure("agreement", "agreement with the teacher on test images"),
+    "last_test_agreement": Measure("test agreement", "agreement with the teacher on test images"),
 }
 COST = {
-    "images_made": Measure("made", "images made", "{:,.0f}"),
+    "images_made": Measure("made", "images generated", "{:,.0f}"),
     "images_stored": Measure("stored", "images stored at the end", "{:,.0f}"),
     "hours_synthesis": Measure("synthesis hours", "hours of synthesis"),
     "hours": Measure("hours", "hours in all"),
 }
-BALANCE = {  # the measures by their names in `summary.json` and `metrics.jsonl`
+BALANCE = {  # also by the names in `summary.json` and `metrics.jsonl`
     "count_variation": Measure("count variation", "variation of class counts"),
     "count_entropy": Measure("count entropy", "entropy of class counts"),
     "lof_relative_iqr": Measure("LOF spread", "LOF: IQR over median"),

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from datafree.networks.names import Pair
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.settings import TABLE, as_dict, resolve
 
 METHODS = {  # method: its name in paper_results.json
@@ -23,17 +23,17 @@ METHODS_BY_STEPS = {  # method and g_steps: its name in paper_results.json
     ("fast_meta", 2): "Fast-2",
     ("cmi", 500): "CMI-500",
 }
-# The generator steps of the printed figures, where a method has but one.
+# Generator steps behind the printed figures of the methods that have only one.
 STEPS = {"bsr": 10, "deepinv": 2000, "dafl": 1, "zskt": 1, "dfq": 1}
 # The weight of the adversarial loss in the published commands of bsr and fast_meta, by teacher.
 ADV = {"resnet34": 1.33, "vgg11": 1.0, "wrn40_2": 1.1}
-# Settings that may differ from the published ones without a star: the figure is looked up by them, or the
-# data decide their value.
+# Settings that may differ from the published ones without a star: they select the figure, or the data decide
+# their value.
 FREE = ("oh_step", "oh_memory_size", "images", "img_size", "flip")
 
 
 class Sweep(NamedTuple):
-    """A setting of DLW that the paper varies, while it holds another."""
+    """A setting of DLW that the paper varies while it holds another."""
 
     title: str  # in paper_results.json
     varied: str
@@ -62,21 +62,21 @@ class Published:
             return None
         return self.figures[dataset][name][self.figures["pairs"].index(str(pair))]
 
-    def of_run(self, run: Run) -> float | None:
-        """What was published for such a run; None if nothing was."""
+    def of_run(self, run: FinishedRun) -> float | None:
+        """The figure published for a run's method and networks; None if there is none."""
         method = run.config["method"]
         if run.variant != method:
             return None
-        swept = self._of_sweep(run) if method == "bsr" else None
-        if swept is not None:
-            return swept
+        if method == "bsr":
+            swept = self._of_sweep(run)
+            if swept is not None or (run.setting("oh_memory_size"), run.setting("oh_step")) != (8, 0.1):
+                return swept
         name = METHODS.get(method) or METHODS_BY_STEPS.get((method, run.setting("g_steps")))
-        usual = (run.setting("oh_memory_size"), run.setting("oh_step")) == (8, 0.1)
-        return self.of(name, run.dataset, run.pair) if name and (usual or method != "bsr") else None
+        return self.of(name, run.dataset, run.pair) if name else None
 
-    def text(self, run: Run) -> str:
-        """What was published for such a run, for a cell of a table. A star says that the run has other
-        settings than the published ones."""
+    def text(self, run: FinishedRun) -> str:
+        """The published figure for a cell of a table. A star marks runs with other settings than the
+        published ones."""
         figure = self.of_run(run)
         return number(figure) if figure is None or self._as_published(run) else f"{number(figure)}*"
 
@@ -89,7 +89,7 @@ class Published:
         points = self.figures["hyperparameters_cifar10_resnet34_resnet18"][SWEEPS[name].title]
         return points["x"], points["accuracy"]
 
-    def _of_sweep(self, run: Run) -> float | None:
+    def _of_sweep(self, run: FinishedRun) -> float | None:
         if (run.dataset, str(run.pair)) != (SWEPT_DATASET, SWEPT_PAIR):
             return None
         for name, sweep in SWEEPS.items():
@@ -99,18 +99,14 @@ class Published:
         return None
 
     @staticmethod
-    def _as_published(run: Run) -> bool:
+    def _as_published(run: FinishedRun) -> bool:
         method, teacher = run.config["method"], run.pair.teacher
         steps = STEPS.get(method, run.setting("g_steps"))
-        settings, _ = resolve({"method": method, "teacher": teacher, "g_steps": steps})
-        published = as_dict(settings)
+        published = as_dict(resolve({"method": method, "teacher": teacher, "g_steps": steps})[0])
         if method in ("bsr", "fast_meta"):
             published["adv"] = ADV.get(str(teacher), published["adv"])
-        return all(
-            run.config.get(name, value) == value
-            for name, value in published.items()
-            if name in TABLE and name not in FREE
-        )
+        names = [name for name in TABLE if name in published and name not in FREE]
+        return all(run.config.get(name, published[name]) == published[name] for name in names)
 
 
 def number(value: float | None) -> str:

@@ -1,10 +1,11 @@
-"""Run folders as data, to be compared: which rows of a table they belong to. Imports nothing heavy."""
+"""Run folders read back as data, to be compared. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +16,19 @@ from datafree.errors import UserError
 from datafree.methods import METHODS
 from datafree.networks.names import NetworkName, Pair
 from datafree.runs.files import CONFIG, EXPORTED, METRICS, SUMMARY
-from datafree.runs.schema import LISTS, config_of, metrics_of, read_json, read_text, summary_of
 from datafree.settings import FIELDS, TABLE
 
 COMPONENTS = ("dlw", "blg", "iho")
-DEFAULTS = {one.name: one.default for one in FIELDS}
+# Settings of kept runs that were tried and dropped, with their defaults.
+DROPPED = {"label_conditional": False, "sampling": "uniform", "evict": "oldest", "refill": False}
+DEFAULTS = {**{one.name: one.default for one in FIELDS}, **DROPPED}
+NEEDED = {"teacher": str, "student": str, "method": str, "dataset": str, "seed": int}
+LAST = {"test_top1": "last_top1", "holdout_agreement": "last_holdout_agreement"}  # by `judged_by`
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder. `summary` is empty in one that is not finished."""
+class FinishedRun:
+    """A run folder. `summary` is empty if the run is not finished yet, see `read_run`."""
 
     path: Path
     config: dict[str, Any]
@@ -34,63 +38,82 @@ class Run:
     def dataset(self) -> str:
         return self.config["dataset"]
 
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
     @cached_property
     def pair(self) -> Pair:
         """Teacher and student."""
         return Pair(NetworkName.parse(self.config["teacher"]), NetworkName.parse(self.config["student"]))
 
     def setting(self, name: str) -> Any:
-        """A setting as it was resolved; the default in a run that is older than the setting."""
+        """A setting as resolved; its default if the run is older than the setting."""
         return self.config.get(name, DEFAULTS.get(name))
 
-    def told(self, name: str) -> Any:
-        """A fact of the data, or a setting, that `config.json` must tell for what is asked of the run.
+    def required(self, name: str) -> Any:
+        """A property of the data or a setting.
 
         Raises:
-            UserError: it does not.
+            UserError: `config.json` does not have it.
         """
         if self.config.get(name) is None:
             raise UserError(f"{self.path}/{CONFIG} has no {name}: leave the run out")
         return self.config[name]
 
     @property
-    def seed(self) -> int:
-        return self.config["seed"]
+    def accurate(self) -> bool:
+        """Whether the student was tested on real images. If not, the run has only its agreement with the
+        teacher on held-out samples."""
+        return self.metric == "test_top1"
+
+    @property
+    def metric(self) -> str:
+        """The metric that evaluates the student: `test_top1` or `holdout_agreement`."""
+        return self.config.get("judged_by", "test_top1")
+
+    @property
+    def last(self) -> float:
+        """The student's accuracy (or agreement) after the last epoch, in percent."""
+        return self.summary[LAST[self.metric]]
+
+    @property
+    def stores(self) -> bool:
+        """Whether the student learned from stored samples."""
+        return bool(self.config.get("store_samples", self.config["method"] in METHODS))
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """A dictionary an epoch."""
-        try:
-            rows = metrics_of(read_text(self.path / METRICS))
-            classes = self.config.get("classes")
-            if any(
-                len(row[name]) != len(classes) for row in rows for name in LISTS if classes and name in row
-            ):
-                raise ValueError("figures of other classes than there are")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path} has no readable metrics ({error}): leave it out") from error
+        """A dictionary for each epoch.
+
+        Raises:
+            UserError: the file cannot be read, or no epoch is finished.
+        """
+        rows = _read(self.path / METRICS, _rows, {"epoch": int, self.metric: float, "seconds": dict})
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
         return rows
 
     @cached_property
     def figures(self) -> dict[str, float]:
-        """Final figures by name, without those that the run does not have: those of the summary, and those
-        that follow from the metrics. Made are all images that the generator made, stored those in the
-        repository at the end; the last fifth of the epochs is of interest because without data nobody can
-        choose the best one."""
+        """Final figures by name: those of the summary, and those computed from the metrics. `images_made`
+        counts all generated images, `images_stored` those in the repository at the end. The last fifth of
+        the epochs matters because without data nobody can choose the best one."""
         found = {name: value for name, value in self.summary.items() if isinstance(value, (int, float))}
-        if "best_top1_chosen_on_test_data" in found:
-            found["best_minus_last"] = found["best_top1_chosen_on_test_data"] - found["last_top1"]
+        best = "best_top1_chosen_on_test_data" if self.accurate else "best_holdout_agreement"
+        if self.summary:
+            found["last"] = self.last
+        if best in found:
+            found["best"] = found[best]
+            found["best_minus_last"] = found["best"] - self.last
         if "seconds" in found:
             found["hours"] = found["seconds"] / 3600
         if not (self.path / METRICS).is_file():
             return found
         rows = self.metrics
         last_fifth = rows[-math.ceil(len(rows) / 5) :]
-        last = [row["test_top1"] for row in last_fifth if row.get("evaluated", True)] or [
-            rows[-1]["test_top1"]
-        ]
+        last = [row[self.metric] for row in last_fifth if row.get("evaluated", True)]
+        last = last or [rows[-1][self.metric]]
         found |= {"last_fifth_mean": mean(last), "last_fifth_deviation": pstdev(last)}
         if all("made" in row for row in rows):
             found["images_made"] = sum(row["made"] for row in rows)
@@ -99,16 +122,6 @@ class Run:
         if any("synthesis" in row["seconds"] for row in rows):
             found["hours_synthesis"] = sum(row["seconds"].get("synthesis", 0.0) for row in rows) / 3600
         return found
-
-    @property
-    def accurate(self) -> bool:
-        """Whether the student was tested on real images, or else by its agreement with the teacher."""
-        return self.config.get("judged_by") != "agreement"
-
-    @property
-    def stores(self) -> bool:
-        """Whether the student learned from samples that were kept."""
-        return bool(self.config.get("store_samples", self.config["method"] in METHODS))
 
     @property
     def variant(self) -> str:
@@ -129,66 +142,94 @@ class Run:
         return text if self.accurate else f"{text}, agreement"
 
 
-def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Path]]:
-    """The finished runs among these folders and those below them, and the folders of unfinished ones.
+def find_runs(paths: Iterable[Path]) -> tuple[list[FinishedRun], list[Path]]:
+    """The finished runs in these folders and below them, and the folders of unfinished ones.
 
     Raises:
-        UserError: a folder is missing, or holds no run at all, or a run's files cannot be read.
+        UserError: a folder is missing or contains no run, or a run's files cannot be read.
     """
     runs, unfinished = {}, []
     for path in paths:
-        own = path / CONFIG
-        found = [own] if own.is_file() else sorted(path.rglob(own.name))
-        found = [config for config in found if not is_export(config)]
-        if not found:
-            raise UserError(f"no run in {path}: name a run folder, or a folder of some")
-        for config in found:
-            if (config.parent / SUMMARY).is_file():
-                runs[config.parent.resolve()] = read_run(config.parent)
+        found = [path / CONFIG] if (path / CONFIG).is_file() else sorted(path.rglob(CONFIG))
+        folders = [config.parent for config in found if not is_export(config)]
+        if not folders:
+            raise UserError(f"no run in {path}: name a run folder, or a folder that contains some")
+        for folder in folders:
+            if (folder / SUMMARY).is_file():
+                runs[folder.resolve()] = read_run(folder)
             else:
-                unfinished.append(config.parent)
+                unfinished.append(folder)
     return list(runs.values()), unfinished
 
 
 def is_export(config: Path) -> bool:
-    """Whether a `config.json` is that of an exported student, and not of a run."""
+    """Whether a `config.json` belongs to an exported student, not to a run."""
     try:
-        return EXPORTED.items() <= read_json(config).items()
-    except (OSError, ValueError, AttributeError):
+        return EXPORTED.items() <= _read(config, _object, {})[0].items()
+    except UserError:
         return False
 
 
-def read_run(path: Path, finished: bool = True) -> Run:
-    """A run's folder; `finished` says that it must be one that has come to its end.
+def read_run(path: Path, finished: bool = True) -> FinishedRun:
+    """Read a run's folder.
+
+    Args:
+        path: the folder.
+        finished: False to accept a run without `summary.json`.
 
     Raises:
-        UserError: it is no run, or not finished.
+        UserError: it is not a run, it is not finished, or a file cannot be read.
+    """
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path} is not a run: it has no {CONFIG}")
+    run = FinishedRun(path, _read(path / CONFIG, _object, NEEDED)[0], {})
+    if run.metric not in LAST:
+        raise UserError(f"{path / CONFIG}: judged_by is not one of {', '.join(LAST)}: leave the run out")
+    if (path / SUMMARY).exists():
+        run.summary.update(_read(path / SUMMARY, _object, {LAST[run.metric]: float})[0])
+    elif finished:
+        raise UserError(f"{path} is not finished: it has no {SUMMARY}; continue it with --resume")
+    return run
+
+
+def _read(
+    file: Path, parse: Callable[[str], list[dict[str, Any]]], needed: dict[str, type]
+) -> list[dict[str, Any]]:
+    """The objects in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or something needed is missing or of another type.
     """
     try:
-        config = config_of(read_json(path / CONFIG))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is no run: it has no {CONFIG}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a run ({CONFIG}: {error}): leave it out") from error
-    try:
-        return Run(path, config, summary_of(read_json(path / SUMMARY)))
-    except FileNotFoundError as error:
-        if not finished:
-            return Run(path, config, {})
-        raise UserError(f"{path} is not finished: it has no {SUMMARY}; continue it with --resume") from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as a finished run ({SUMMARY}: {error}): leave it out"
-        ) from error
+        found = parse(file.read_text(encoding="utf-8"))
+        for name, kind in needed.items():
+            for content in found:
+                if not isinstance(content[name], (int, float) if kind is float else kind):
+                    raise TypeError(f"{name} is {content[name]!r:.80}")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"cannot read {file} ({error!r:.200}): leave the run out") from error
 
 
-def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs by row of a table: the variant, and the settings in which runs of one variant on the same data and
-    networks differ."""
-    by_variant: dict[str, list[Run]] = defaultdict(list)
+def _object(text: str) -> list[dict[str, Any]]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise TypeError("not a JSON object")
+    return [content]
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    whole = text[: text.rfind("\n") + 1]  # a crash may have cut the last line
+    return [json.loads(line) for line in whole.splitlines() if line]
+
+
+def labels(runs: Iterable[FinishedRun]) -> dict[str, list[FinishedRun]]:
+    """Runs by row of a table: the variant, and the settings that differ among runs of one variant on the same
+    data and networks."""
+    by_variant: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
         by_variant[run.variant].append(run)
-    rows: dict[str, list[Run]] = defaultdict(list)
+    rows: dict[str, list[FinishedRun]] = defaultdict(list)
     for variant, members in by_variant.items():
         names = differing(members)
         for run in members:
@@ -197,11 +238,11 @@ def labels(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return dict(rows)
 
 
-def differing(runs: Iterable[Run]) -> list[str]:
-    """Names of the settings in which runs on the same data and networks differ."""
+def differing(runs: Iterable[FinishedRun]) -> list[str]:
+    """Names of the settings that differ among runs on the same data and networks."""
     values: dict[tuple[str, str, Pair], set[str]] = defaultdict(set)
     for run in runs:
-        for name in TABLE:
+        for name in (*DROPPED, *TABLE):
             values[name, run.dataset, run.pair].add(str(run.setting(name)))
     found = {name for (name, *_), different in values.items() if len(different) > 1}
-    return [name for name in TABLE if name in found]
+    return [name for name in (*DROPPED, *TABLE) if name in found]

@@ -1,5 +1,5 @@
-"""The figures of a report, by matplotlib. Each function returns a figure, or None of runs that have nothing
-of what it shows."""
+"""The figures of a report, by matplotlib. Each function returns a figure, or None if the runs lack what it
+shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from datafree.results.report_runs import ReportRun
 MANY = 20  # classes: where there are more, quartiles are bands and classes have no names
 WIDTH = 6.4  # inches
 BOX = "#cfe3f7"  # between the quartiles, and between the whiskers of many classes
-LOSSES = {  # titles; a loss term without one has its name
+LOSSES = {  # titles; other loss terms are shown by name
     "loss": "loss",
     "loss_kd": "distillation (KD)",
     "loss_oh": "pseudo-supervised (oh)",
@@ -34,30 +34,34 @@ LOSSES = {  # titles; a loss term without one has its name
 }
 
 
-def _new_axis(height: float) -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(WIDTH, height))
-
-
 def _line(axis: Axes, one: ReportRun, values: np.ndarray) -> None:
-    """A line by epoch, with dots where there are few epochs to see."""
-    marker = "o" if np.isfinite(values).sum() < 3 else None
+    """A line by epoch, with dots if there are few epochs."""
     there = np.isfinite(values)
+    marker = "o" if there.sum() < 3 else None
     axis.plot(one.epochs[there], values[there], color=one.color, marker=marker, markersize=4, linewidth=1.4)
 
 
 def _name_classes(axis: Axes, one: ReportRun) -> None:
-    """The names of the classes along the bottom."""
+    """Put the names of the classes along the bottom."""
     names = [name[:14] for name in one.classes]
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
 
 
+def metric_of(shown: Sequence[ReportRun]) -> str:
+    """What the students are evaluated by."""
+    accurate = {one.run.accurate for one in shown}
+    if len(accurate) > 1:
+        return "accuracy or agreement"
+    return "test accuracy" if accurate == {True} else "agreement"
+
+
 def accuracy_figure(shown: Sequence[ReportRun]) -> Figure:
-    """Accuracy by epoch with that of the teacher, or agreement."""
-    figure, axis = _new_axis(3.0)
+    """The student's accuracy (or agreement) by epoch, and the teacher's."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.0))
     ends = []
     for one in shown:
-        accuracy = one.column("test_top1")
-        if one.has("evaluated"):  # a run of an earlier version was evaluated after every epoch
+        accuracy = one.column(one.run.metric)
+        if one.has("evaluated"):  # KD with images is evaluated after every epoch
             accuracy = np.where(one.column("evaluated") == 1, accuracy, np.nan)
         _line(axis, one, accuracy)
         for place in np.flatnonzero(np.isfinite(accuracy))[-1:]:
@@ -65,8 +69,7 @@ def accuracy_figure(shown: Sequence[ReportRun]) -> Figure:
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")
-    what = "test accuracy" if all(one.run.accurate for one in shown) else "accuracy or agreement"
-    axis.set(xlabel="epoch", ylabel=f"{what}, %  (dotted: teacher)")
+    axis.set(xlabel="epoch", ylabel=f"{metric_of(shown)}, %  (dotted: teacher)")
     style.label_ends(axis, ends)
     return figure
 
@@ -75,7 +78,7 @@ def alpha_figure(shown: Sequence[ReportRun]) -> Figure | None:
     """Alpha by epoch, with marks where DLW raised it."""
     if not any(one.has("alpha") for one in shown):
         return None
-    figure, axis = _new_axis(2.2)
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.2))
     for one in shown:
         alpha = one.column("alpha")
         axis.step(one.epochs, alpha, where="post", color=one.color, linewidth=1.4)
@@ -113,7 +116,7 @@ def counts_figure(one: ReportRun) -> Figure | None:
     classes = len(counts)
     # Each epoch against its own mean, so that the first ones are as readable as the last.
     mean = np.maximum(counts.mean(0), 1e-9)
-    figure, axis = _new_axis(2.6 if classes <= MANY else 4.2)
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.6 if classes <= MANY else 4.2))
     extent = (one.epochs[0] - 0.5, one.epochs[-1] + 0.5, classes - 0.5, -0.5)
     image = axis.imshow(
         counts / mean, aspect="auto", cmap="PuOr_r", vmin=0, vmax=2, extent=extent, interpolation="nearest"
@@ -133,13 +136,13 @@ def counts_figure(one: ReportRun) -> Figure | None:
 
 
 def outlier_factors(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """(N,): local outlier factors of samples within their classes, as IHO measures them; NaN in classes that
+    """Local outlier factors (N,) of samples within their classes, as IHO measures them; NaN in classes that
     are too small.
 
     Args:
         features: (N, D), floating point.
         labels: (N,) int64.
-        classes: how many there are.
+        classes: number of classes.
     """
     numbers = torch.arange(len(labels))
     table = SlotTable(features, labels, numbers, numbers)
@@ -147,7 +150,7 @@ def outlier_factors(features: torch.Tensor, labels: torch.Tensor, classes: int) 
 
 
 def quartiles_by_class(factors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """(5, classes): lower whisker, quartiles, upper whisker; NaN where a class is too small to be scored."""
+    """Lower whisker, quartiles and upper whisker (5, classes); NaN for classes too small to score."""
     found = np.full((5, classes), np.nan)
     for label in range(classes):
         values = factors[(labels == label) & np.isfinite(factors)]
@@ -158,12 +161,12 @@ def quartiles_by_class(factors: np.ndarray, labels: np.ndarray, classes: int) ->
 
 
 def factors_figure(one: ReportRun) -> Figure | None:
-    """Outlier factors by class of all samples ever made, and of those kept."""
+    """Outlier factors by class of all samples ever stored, and of those kept."""
     samples = one.samples
-    if samples is None or samples.features is None:
+    if samples is None:
         return None
     classes = len(one.classes)
-    parts = [("every sample made", torch.ones_like(samples.kept)), ("those kept", samples.kept)]
+    parts = [("all samples stored", torch.ones_like(samples.kept)), ("samples kept", samples.kept)]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 4.6), sharex=True, sharey=True)
     top = 1.0
     for axis, (text, chosen) in zip(axes, parts, strict=True):
@@ -186,8 +189,8 @@ def factors_figure(one: ReportRun) -> Figure | None:
 
 
 def _draw_boxes(axis: Axes, box: np.ndarray, labels: np.ndarray, factors: np.ndarray) -> None:
-    """A box with whiskers for each class, or bands where there are many, and the samples outside the
-    whiskers, by label and factor, as dots."""
+    """Draw a box with whiskers for each class, or bands if there are many classes, and the samples outside
+    the whiskers, by label and factor, as dots."""
     low, q1, q2, q3, high = box
     places = np.arange(box.shape[1])
     blue, red = style.COLORS[0], style.COLORS[2]
@@ -231,44 +234,34 @@ def recall_figure(one: ReportRun) -> Figure | None:
 
 
 def confidence_figure(shown: Sequence[ReportRun]) -> Figure | None:
-    """The mean margin by epoch, and how margins and confidences of the samples kept are distributed."""
+    """The mean margin by epoch, and the distributions of margins and confidences of the samples kept."""
     if not any(one.has("margin") for one in shown):
         return None
-    kept = {
-        words: [(one, values) for one in shown if (values := _kept(one, name)) is not None]
-        for name, words in (("margins", "margin"), ("confidences", "confidence"))
-    }
-    kept = {words: known for words, known in kept.items() if known}
-    figure, axes = plt.subplots(1, 1 + len(kept), figsize=(WIDTH, 2.5), squeeze=False)
+    left = [(one, one.samples) for one in shown if one.samples]
+    figure, axes = plt.subplots(1, 3 if left else 1, figsize=(WIDTH, 2.5), squeeze=False)
     for one in shown:
         _line(axes[0, 0], one, one.column("margin"))
     axes[0, 0].set(xlabel="epoch", ylabel="mean margin", ylim=(0, 1.02))
-    for axis, (words, known) in zip(axes[0, 1:], kept.items(), strict=True):
-        for one, values in known:
+    for axis, name in zip(axes[0, 1:], ("margins", "confidences"), strict=False):
+        for one, samples in left:
+            values = getattr(samples, name)[samples.kept].numpy()
             look: dict[str, Any] = {"histtype": "step", "color": one.color, "linewidth": 1.4}
             shares = np.full(len(values), 100 / max(1, len(values)))
             axis.hist(values, bins=np.linspace(0, 1, 26), weights=shares, **look)
-        axis.set(xlabel=f"{words} of a sample kept", ylabel="samples, %")
+        axis.set(xlabel=f"{name.removesuffix('s')} of a sample kept", ylabel="samples, %")
     return figure
-
-
-def _kept(one: ReportRun, name: str) -> np.ndarray | None:
-    """Margins or confidences of the samples kept."""
-    samples = one.samples
-    values = getattr(samples, name) if samples else None
-    return None if samples is None or values is None else values[samples.kept].numpy()
 
 
 def time_figure(shown: Sequence[ReportRun]) -> Figure:
     """Seconds an epoch by phase."""
     phases = list(dict.fromkeys(name for one in shown for row in one.run.metrics for name in row["seconds"]))
-    figure, axis = _new_axis(0.9 + 0.4 * len(shown))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.4 * len(shown)))
     left = np.zeros(len(shown))
     for place, phase in enumerate(phases):
         seconds = np.array(
             [np.mean([row["seconds"].get(phase, 0) for row in one.run.metrics]) for one in shown]
         )
-        # The first colours tell runs apart; phases take the others, from the end.
+        # The first colours are for runs; phases take the last ones.
         color = style.COLORS[-1 - place % len(style.COLORS)]
         axis.barh(range(len(shown)), seconds, left=left, color=color, label=phase)
         left += seconds

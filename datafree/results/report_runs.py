@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from datafree.results import style
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.results.stored import NoSamples, StoredSamples, read_samples
 
 
@@ -17,16 +17,16 @@ from datafree.results.stored import NoSamples, StoredSamples, read_samples
 class ReportRun:
     """A run, its name on the page and its colour."""
 
-    run: Run
+    run: FinishedRun
     name: str
     color: str
 
     def column(self, name: str) -> np.ndarray:
-        """A metric by epoch, NaN where there is none."""
+        """A metric by epoch; NaN where it is missing."""
         return np.array([np.nan if row.get(name) is None else row[name] for row in self.run.metrics], float)
 
     def has(self, name: str) -> bool:
-        """Whether a metric is there in any epoch."""
+        """Whether any epoch has the metric."""
         return bool(np.isfinite(self.column(name)).any())
 
     @property
@@ -36,31 +36,30 @@ class ReportRun:
 
     @property
     def classes(self) -> list[str]:
-        """Names as matplotlib can show them: a dollar sign begins no formula."""
-        shown = ("".join(c if c.isprintable() else "?" for c in name) for name in self.run.told("classes"))
+        """Names of the classes for matplotlib, to which a dollar sign begins a formula."""
+        shown = (
+            "".join(c if c.isprintable() else "?" for c in name) for name in self.run.required("classes")
+        )
         return [name.replace("$", r"\$") for name in shown]
 
     @cached_property
     def samples(self) -> StoredSamples | None:
-        """None of a run that left none."""
+        """None if the run left none."""
         try:
             return read_samples(self.run)
         except NoSamples:
             return None
 
 
-def report_runs(runs: Sequence[Run]) -> list[ReportRun]:
-    """Runs with different names and, up to ten runs, different colours."""
-    return [
-        ReportRun(run, name, style.COLORS[place % len(style.COLORS)])
-        for place, (run, name) in enumerate(zip(runs, unique_names(runs), strict=True))
-    ]
-
-
-def unique_names(runs: Sequence[Run]) -> list[str]:
-    """Method, pair and seed; the folder's name where that is not enough to tell runs apart."""
+def report_runs(runs: Sequence[FinishedRun]) -> list[ReportRun]:
+    """Runs with different names and, up to ten runs, different colours. A name is method, pair and seed, with
+    the folder's name where several runs share these."""
     names = [f"{run.variant}, {run.pair.words}, seed {run.seed}" for run in runs]
     return [
-        name if names.count(name) == 1 else f"{name} ({run.path.resolve().name})"
-        for name, run in zip(names, runs, strict=True)
+        ReportRun(
+            run,
+            name if names.count(name) == 1 else f"{name} ({run.path.resolve().name})",
+            style.COLORS[place % len(style.COLORS)],
+        )
+        for place, (run, name) in enumerate(zip(runs, names, strict=True))
     ]

@@ -70,13 +70,6 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         )
 
 
-def class_colors(count: int) -> np.ndarray:
-    """(count, 4): a colour a class; where there are more than ten, along a scale."""
-    if count <= len(COLORS):
-        return np.array([mpl.colors.to_rgba(color) for color in COLORS[:count]])
-    return plt.get_cmap("viridis")(np.linspace(0, 1, count))
-
-
 def save(figure: Figure, path: Path) -> list[Path]:
     """`path` as .png and .pdf; closes the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)

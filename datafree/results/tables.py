@@ -1,13 +1,14 @@
-"""Tables of finished runs: means and deviations over seeds, beside the published figures. Imports nothing
-heavy."""
+"""Tables of finished runs: means and standard deviations over seeds, beside the published figures. Imports
+nothing heavy."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,21 +18,20 @@ from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import NetworkName, Pair
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
-from datafree.results.read import Run, labels
-from datafree.runs.schema import read_json
+from datafree.results.read import FinishedRun, labels
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one pair of networks; `runs` differ in their seeds alone."""
+    """One method on one pair of networks; `runs` differ only in their seeds."""
 
     dataset: str
     pair: Pair
     label: str
-    runs: list[Run]
+    runs: list[FinishedRun]
 
     def values(self, name: str) -> list[float]:
-        """A final figure, of each run that has it. Balance is a property of stored samples: runs that store
+        """A final figure of each run that has it. Balance is a property of stored samples: runs that store
         none have no such figures."""
         runs = [run for run in self.runs if run.stores or name not in BALANCE]
         return [run.figures[name] for run in runs if name in run.figures]
@@ -45,71 +45,71 @@ class Table(NamedTuple):
     lines: list[list[str]]
 
 
-# The yardsticks of a pair by name, each as it was measured and as it was published.
+# The yardsticks of a pair by name: each as measured and as published.
 Yardsticks = dict[str, tuple[str, str]]
 
 
-def collect(runs: Sequence[Run]) -> list[Row]:
-    """Rows sorted by dataset and pair; those of one pair in the order in which their runs were given.
+def collect(runs: Sequence[FinishedRun]) -> list[Row]:
+    """Rows sorted by dataset and pair; the rows of a pair are in the order of their first runs.
 
     Raises:
-        UserError: two runs are of the same row and seed.
+        UserError: two runs belong to the same row and seed.
     """
-    rows: dict[tuple[str, Pair, str], list[Run]] = defaultdict(list)
+    rows: dict[tuple[str, Pair, str], dict[int, FinishedRun]] = defaultdict(dict)
     for label, members in labels(runs).items():
         for run in members:
-            rows[run.dataset, run.pair, label].append(run)
-    for (_, _, label), members in rows.items():
-        seeds = [run.seed for run in members]
-        if len(set(seeds)) < len(seeds):
-            twice = next(seed for seed in seeds if seeds.count(seed) > 1)
-            both = " and ".join(str(run.path) for run in members if run.seed == twice)
-            raise UserError(f"{both} are the same run, {label} with seed {twice}: leave one out")
+            same = rows[run.dataset, run.pair, label].setdefault(run.seed, run)
+            if same is not run:
+                both = f"{same.path} and {run.path}"
+                raise UserError(f"{both} are the same run, {label} with seed {run.seed}: leave one out")
     places = {run.path: place for place, run in enumerate(runs)}
 
     def order(row: Row) -> tuple[str, str, int]:
         return row.dataset, str(row.pair), min(places[run.path] for run in row.runs)
 
-    return sorted((Row(*key, members) for key, members in rows.items()), key=order)
+    return sorted((Row(*key, list(members.values())) for key, members in rows.items()), key=order)
 
 
 def make_tables(
     rows: Sequence[Row], published: Published, checkpoints: Path, against: str | None = None
 ) -> Iterator[Table]:
-    """For each dataset: a table of methods by pairs, if there are several pairs; then for each pair a table
-    of all measures.
+    """For each dataset a table of methods by pairs, if there are several pairs, and for each pair a table of
+    all measures.
 
     Args:
         rows: from `collect`.
         published: the figures of the papers.
         checkpoints: folder in which `train_scratch.py` left the accuracy of students.
-        against: label of a row; the tables of a pair then have a column of the others' differences from it.
+        against: label of a row; adds a column of the differences from it.
 
     Raises:
         UserError: there is no such row.
     """
     if against is not None:
         require_known(rows, against)
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        by_pair: dict[Pair, list[Row]] = defaultdict(list)
-        for row in rows:
-            if row.dataset == dataset:
-                by_pair[row.pair].append(row)
+    for dataset, of_dataset in _grouped(rows, lambda row: row.dataset):
+        by_pair = dict(_grouped(of_dataset, lambda row: row.pair))
         yardsticks = {
             pair: yardsticks_of(members, published, checkpoints) for pair, members in by_pair.items()
         }
         if len(by_pair) > 1:
-            yield overview(dataset, by_pair, yardsticks, published)
+            yield _overview(dataset, by_pair, yardsticks, published)
         for pair, members in by_pair.items():
-            yield details(members, yardsticks[pair], published, against)
+            yield _details(members, yardsticks[pair], published, against)
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
+    found: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[key(row)].append(row)
+    return list(found.items())
 
 
 def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
-    """What the rows of one pair are compared with: their teacher, and the student trained on real images.
+    """The teacher of a pair, and its student trained on real images.
 
-    Teachers with different `teacher_args` are different networks: each has its own figure. Rows with
-    different `student_args` are compared with no student from scratch, and others with one of the same
-    arguments.
+    Teachers with different `teacher_args` are different networks, each with its own figure. The student from
+    scratch must have the same `student_args` as all rows.
     """
     dataset, pair = rows[0].dataset, rows[0].pair
     teachers: dict[Any, set[float]] = defaultdict(set)
@@ -117,8 +117,7 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
         teachers[row.runs[0].setting("teacher_args")].update(row.values("teacher_top1"))
     measured = " / ".join(spread(sorted(figures)) for figures in teachers.values() if figures)
     students = {row.runs[0].setting("student_args") for row in rows}
-    alone = len(students) == 1
-    scratch = from_scratch(checkpoints, dataset, pair.student, *students) if alone else None
+    scratch = from_scratch(checkpoints, dataset, pair.student, *students) if len(students) == 1 else None
     return {
         "teacher": (measured or "-", number(published.of("teacher", dataset, pair))),
         "student from scratch": (
@@ -130,24 +129,24 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
 
 def from_scratch(folder: Path, dataset: str, student: NetworkName, arguments: str | None) -> float | None:
     """Accuracy of the student trained on real images, from the file that `train_scratch.py` left; None if
-    there is no such file, or it is of a network with other arguments."""
+    there is no such file or it belongs to a network with other arguments."""
     file = folder / f"{dataset}_{student.stem}.json"
     try:
-        content = read_json(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
         return float(content["test_top1"]) if content.get("model_args") == arguments else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _judged(rows: Sequence[Row]) -> str:
+def _metric(rows: Sequence[Row]) -> str:
     """What the figures of some rows are."""
     accurate = {run.accurate for row in rows for run in row.runs}
     if accurate == {False}:
         return "agreement with the teacher (which is not accuracy)"
-    return "test accuracy" if accurate == {True} else "test accuracy (or agreement, where a row says so)"
+    return "test accuracy" if accurate == {True} else "test accuracy (agreement in rows with that word)"
 
 
-def overview(
+def _overview(
     dataset: str, by_pair: dict[Pair, list[Row]], yardsticks: dict[Pair, Yardsticks], published: Published
 ) -> Table:
     """A line for each method, a column for each pair."""
@@ -155,60 +154,48 @@ def overview(
     def cell(measured: str, figure: str) -> str:
         return measured if figure == "-" else f"{measured} [{figure}]"
 
-    lines = [
-        [name, *(cell(*yardsticks[pair][name]) for pair in by_pair)]
-        for name in next(iter(yardsticks.values()))
-    ]
-    for label in dict.fromkeys(row.label for rows in by_pair.values() for row in rows):
-        cells = []
-        for rows in by_pair.values():
-            row = next((row for row in rows if row.label == label), None)
-            text = cell(spread(row.values("last_top1")), published.text(row.runs[0])) if row else "-"
-            cells.append(text)
-        lines.append([label, *cells])
+    rows = [row for members in by_pair.values() for row in members]
+    found = {
+        (row.label, row.pair): cell(spread(row.values("last")), published.text(row.runs[0])) for row in rows
+    }
+    names = next(iter(yardsticks.values()))
+    lines = [[name, *(cell(*yardsticks[pair][name]) for pair in by_pair)] for name in names]
+    for label in dict.fromkeys(row.label for row in rows):
+        lines.append([label, *(found.get((label, pair), "-") for pair in by_pair)])
     caption = (
-        f"{dataset}: {_judged(rows)} in % after the last epoch [published: best epoch; * other settings]"
+        f"{dataset}: {_metric(rows)} in % after the last epoch [published: best epoch; * other settings]"
     )
     return Table(caption, ["method", *map(str, by_pair)], lines)
 
 
-def details(
-    rows: Sequence[Row], yardsticks: Yardsticks, published: Published, against: str | None = None
-) -> Table:
+def _details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published, against: str | None) -> Table:
     """A line for each method on one pair, a column for each measure, and one for the differences from the row
     `against`."""
-    rest = [measure.heading for measure in (*PROTOCOL.values(), *BALANCE.values(), *COST.values())]
-    if against is not None:
-        rest = [f"minus {against}", *rest]
     other = next((row for row in rows if row.label == against), None)
-    headings = ["method", "seeds", "last", "published", *rest]
-    blank = [""] * len(rest)
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": lambda row: row.label,
+        "seeds": lambda row: " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
+        "last": lambda row: spread(row.values("last")),
+        "published": lambda row: published.text(row.runs[0]),
+    }
+    if against is not None:
+        columns[f"minus {against}"] = lambda row: _minus(row, other)
+    for name, measure in PROTOCOL.items():
+        columns[measure.heading] = lambda row, name=name: spread(row.values(name))
+    for name, measure in BALANCE.items():
+        columns[measure.heading] = lambda row, name=name: spread(row.values(name), 3)
+    for name, measure in COST.items():
+        columns[measure.heading] = lambda row, name=name, pattern=measure.pattern: (
+            pattern.format(mean(values)) if (values := row.values(name)) else "-"
+        )
     lines = [
-        [name, "", measured, figure, *blank]
+        [name, "", measured, figure, *[""] * (len(columns) - 4)]
         for name, (measured, figure) in yardsticks.items()
         if (measured, figure) != ("-", "-")
     ]
-    for row in rows:
-        lines.append(
-            [
-                row.label,
-                " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
-                spread(row.values("last_top1")),
-                published.text(row.runs[0]),
-                *([] if against is None else [_minus(row, other)]),
-                *(spread(row.values(name)) for name in PROTOCOL),
-                *(spread(row.values(name), 3) for name in BALANCE),
-                *(
-                    measure.pattern.format(mean(values)) if (values := row.values(name)) else "-"
-                    for name, measure in COST.items()
-                ),
-            ]
-        )
-    return Table(
-        f"{rows[0].dataset}, {rows[0].pair.words}: {_judged(rows)} in %, balance, images, hours",
-        headings,
-        lines,
-    )
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    caption = f"{rows[0].dataset}, {rows[0].pair.words}: {_metric(rows)} in %, balance, images, hours"
+    return Table(caption, list(columns), lines)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -220,8 +207,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 class Difference(NamedTuple):
-    """Of two rows in the last epoch's accuracy, in points, over the seeds they share: the mean, and the half
-    width of its 95 % confidence interval (Student's t, paired), NaN for a single seed."""
+    """The mean difference of two rows over the seeds they share, in points of the last epoch's accuracy, and
+    the half width of its 95 % confidence interval (Student's t, paired); NaN for a single seed."""
 
     mean: float
     half: float
@@ -237,22 +224,16 @@ class Difference(NamedTuple):
 
 
 def seed_differences(first: Row, second: Row) -> list[float]:
-    """How much higher the first one's last accuracy is, in points, seed by seed of those that both have."""
-    a, b = ({run.seed: run.summary["last_top1"] for run in row.runs} for row in (first, second))
+    """How much higher the first row's last accuracy is, in points, for each seed that both have."""
+    a, b = ({run.seed: run.last for run in row.runs} for row in (first, second))
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
 
 
-def difference(first: Row, second: Row) -> Difference | None:
-    """None where they share no seed."""
-    found = seed_differences(first, second)
-    return paired(found) if found else None
-
-
 def paired(differences: Sequence[float]) -> Difference:
-    """Their mean, and how sure it is; a difference of each seed."""
+    """The mean of differences by seed, with its confidence interval."""
     half = math.nan
     if len(differences) > 1:
-        from scipy.stats import t  # it takes long to import, and only this needs it
+        from scipy.stats import t  # takes long to import, and only this needs it
 
         half = t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
     return Difference(mean(differences), half, len(differences))
@@ -260,13 +241,13 @@ def paired(differences: Sequence[float]) -> Difference:
 
 def _minus(row: Row, other: Row | None) -> str:
     """The cell of a row's difference from another."""
-    found = None if other is None or row is other else difference(row, other)
-    return "-" if found is None else found.text
+    found = seed_differences(row, other) if other and row is not other else []
+    return paired(found).text if found else "-"
 
 
 def require_known(rows: Sequence[Row], *names: str) -> None:
     """Raises:
-    UserError: no row has that label.
+    UserError: no row has such a label.
     """
     known = sorted({row.label for row in rows})
     for name in names:
@@ -288,32 +269,28 @@ def compare(rows: Sequence[Row], first: str, second: str) -> str:
     """
     require_known(rows, first, second)
     lines = []
-    by_key = {(row.dataset, row.pair, row.label): row for row in rows}
-    for dataset, pair in dict.fromkeys((row.dataset, row.pair) for row in rows):
-        a, b = (by_key.get((dataset, pair, name)) for name in (first, second))
-        found = difference(a, b) if a and b else None
-        if found is None:
-            continue
-        text = f"{dataset}, {pair.words}: {first} minus {second}: {found.mean:+.2f} points"
-        if found.seeds > 1:
-            text += f", 95 % confidence {found.interval}"
-        lines.append(f"{text} ({found.seeds} shared seed{'s' if found.seeds > 1 else ''})")
+    for (dataset, pair), members in _grouped(rows, lambda row: (row.dataset, row.pair)):
+        by_label = {row.label: row for row in members}
+        both = first in by_label and second in by_label
+        differences = seed_differences(by_label[first], by_label[second]) if both else []
+        if differences:
+            found = paired(differences)
+            text = f"{dataset}, {pair.words}: {first} minus {second}: {found.mean:+.2f} points"
+            if found.seeds > 1:
+                text += f", 95 % confidence {found.interval}"
+            lines.append(f"{text} ({found.seeds} shared seed{'s' if found.seeds > 1 else ''})")
     if not lines:
         raise UserError(f"{first} and {second} share no seed on any pair: run both with the same --seed")
     return "\n".join(lines) + "\n"
 
 
 def by_accuracy(rows: Sequence[Row]) -> list[Row]:
-    """Rows of each pair from the highest mean of the last epoch's accuracy to the lowest."""
-
-    def place(row: Row) -> tuple[str, str, float]:
-        return row.dataset, str(row.pair), -mean(row.values("last_top1"))
-
-    return sorted(rows, key=place)
+    """Rows of each pair, the highest mean of the last epoch's accuracy first."""
+    return sorted(rows, key=lambda row: (row.dataset, str(row.pair), -mean(row.values("last"))))
 
 
 def only(table: Table, headings: Sequence[str]) -> Table:
-    """A table of a pair with these columns alone behind the first, in this order.
+    """A table with the first column and only these others, in this order.
 
     Raises:
         UserError: it has no such column.
@@ -323,14 +300,8 @@ def only(table: Table, headings: Sequence[str]) -> Table:
             hint = did_you_mean(heading, table.headings) or f"; there are: {', '.join(table.headings)}"
             raise UserError(f"no column {heading!r}{hint}")
     places = [0, *map(table.headings.index, headings)]
-    return Table(
-        table.caption,
-        [table.headings[place] for place in places],
-        [[line[place] for place in places] for line in table.lines],
-    )
-
-
-# Rendering
+    chosen = [[line[place] for place in places] for line in (table.headings, *table.lines)]
+    return Table(table.caption, chosen[0], chosen[1:])
 
 
 def as_text(table: Table) -> str:
@@ -367,13 +338,8 @@ RENDER: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_mar
 
 def as_csv(rows: Sequence[Row], published: Published) -> str:
     """For other programs: a line for each method and pair, with means and standard deviations as numbers."""
-    measures = {
-        "last": "last_top1",
-        "best": "best_top1_chosen_on_test_data",
-        "teacher": "teacher_top1",
-        **{name: name for name in (*PROTOCOL, *BALANCE, *COST) if name != "best_top1_chosen_on_test_data"},
-        "seconds": "seconds",
-    }
+    first = {"last": "last", "best": "best", "teacher": "teacher_top1"}
+    measures = first | {name: name for name in (*PROTOCOL, *BALANCE, *COST, "seconds") if name not in first}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     headings = [f"{name}_{kind}" for name in measures for kind in ("mean", "std")]

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.results.published import SWEEPS, SWEPT_DATASET, SWEPT_PAIR, Published, Sweep
-from datafree.results.read import Run, differing, find_runs
+from datafree.results.read import FinishedRun, differing, find_runs
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -41,7 +41,7 @@ def build_parser() -> cli.Parser:
     return parser
 
 
-def points_of(runs: Sequence[Run], sweep: Sweep) -> list[Point]:
+def points_of(runs: Sequence[FinishedRun], sweep: Sweep) -> list[Point]:
     """A point for each value of the setting that a sweep varies, from the runs of whole BSR in which the
     other setting has the value that the sweep holds.
 
@@ -59,7 +59,7 @@ def points_of(runs: Sequence[Run], sweep: Sweep) -> list[Point]:
         of_seed = found[float(value)]
         if one.seed in of_seed:
             raise UserError(f"two runs have {sweep.varied} {value} and seed {one.seed}: leave one out")
-        of_seed[one.seed] = one.summary["last_top1"]
+        of_seed[one.seed] = one.last
     values = {value: list(of_seed.values()) for value, of_seed in sorted(found.items())}
     return [Point(x, mean(v), stdev(v) if len(v) > 1 else 0.0, len(v)) for x, v in values.items()]
 
@@ -76,7 +76,7 @@ def run() -> None:
         raise UserError("none of the runs is of whole BSR with oh_step 0.1 or oh_memory_size 8")
     published = Published()
 
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported late, so that --help and wrong flags are answered at once.
     import matplotlib.pyplot as plt
     from matplotlib.artist import Artist
 

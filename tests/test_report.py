@@ -1,0 +1,227 @@
+"""Reports: one page on a run or on several."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_here, run_script
+from making import (
+    TINY,
+    assert_refused,
+    metrics,
+    samples,
+    write_folder,
+    write_metrics,
+    write_run,
+    write_teacher,
+)
+
+from datafree.repository import SampleRepository
+from datafree.results.read import read_run
+from datafree.results.report import samples_sheet, summary_table
+from datafree.results.report_figures import outlier_factors, quartiles_by_class
+from datafree.results.report_runs import ReportRun
+from datafree.results.stored import StoredSamples
+from datafree.runs.files import SAMPLES
+from datafree.runs.sample_log import SampleLog
+from datafree.torch_utils import checkpoint
+
+# Names that would be a formula, markup, another alphabet, and nothing that a font has.
+NAMES = [r"$\foo$", "<b>bold</b>", "données", "\ud800\x00 \t"]
+
+
+def report(folder, *args):
+    done = run_here("show_result/report.py", *args, "--output", folder / "report.html", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return (folder / "report.html").read_text()
+
+
+class Text(HTMLParser):
+    """The words of a page, its references, and how many settings it marks."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.words, self.references, self.marked = [], [], 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.references += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+        self.marked += ("class", "differs") in attrs
+
+    def handle_data(self, data):
+        self.words.append(data.strip())
+
+
+def write_shown_run(folder, classes=10, epochs=3, method="bsr"):
+    """A run with samples."""
+    names = [*NAMES, *(f"class {k}" for k in range(4, classes))]
+    data = {"img_size": 8, "classes": names, "mean": [0.5] * 3, "std": [0.5] * 3}
+    write_run(folder, 0, 50.0, method=method, epochs=epochs, device="cpu", **data)
+    counts = np.random.default_rng(0).integers(0, 30, (epochs, classes))
+    losses = {"loss_kd": None, "loss_oh": 1.0, "loss_bn": 1.0, "loss_adv": 0.0}
+    more = {"margin": 0.5, "repository": 5, "seconds": {"kd": 1.0}, "test_recall": [50.0] * classes}
+    rows = [
+        {"alpha": 0.5 + e / 10, "test_top1": 10.0 + e, "counts": counts[e].tolist(), **losses, **more}
+        for e in range(epochs)
+    ]
+    write_metrics(folder, rows)
+    torch.manual_seed(0)
+    log = SampleLog(folder / SAMPLES, (3, 8, 8), 4)
+    repository = SampleRepository((3, 8, 8), 4, classes, log=log)
+    count = 15 * classes
+    labels, margins = torch.arange(count) % classes, torch.rand(count)
+    repository.add(samples(torch.rand(count, 3, 8, 8), labels, torch.randn(count, 4), margins))
+    repository.remove(torch.arange(0, count, 7))
+    checkpoint.save({"distiller": {"repository": repository.state_dict()}}, folder / "checkpoint.pth")
+
+
+def test_a_report_of_two_runs_shows_figures_samples_and_what_differs(tmp_path):
+    write_shown_run(tmp_path / "bsr")
+    write_shown_run(tmp_path / "fast_meta", method="fast_meta")
+    text = Text(report(tmp_path, "bsr", "fast_meta"))
+    assert text.words[text.words.index("student, last epoch") :][1:3] == ["12.00 %", "12.00 %"]
+    headings = {"Test accuracy", "Balance over the classes", "Spread within the classes", "Recall by class"}
+    assert headings | {"The teacher's confidence", "Samples", "Time", "Settings"} <= set(text.words)
+    assert text.marked == 4  # method, dlw, blg, iho
+    assert text.words.count("bsr, resnet34 to resnet18, seed 0") == 7  # legend, two tables and four figures
+    assert all(value.startswith(("data:", "#")) for value in text.references)
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"url\((?!#)", page)
+    assert page.count("<svg") == 11
+    assert page.count('src="data:image/png') == 2
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_run_that_stores_no_samples_has_a_report_without_them(tmp_path):
+    write_shown_run(tmp_path / "zskt", method="zskt")
+    config = json.loads((tmp_path / "zskt/config.json").read_text())
+    (tmp_path / "zskt/config.json").write_text(json.dumps({**config, "store_samples": False}))
+    words = Text(report(tmp_path, "zskt")).words
+    assert "Samples" not in words
+    assert "Test accuracy" in words
+
+
+@pytest.mark.parametrize(("classes", "epochs"), [(10, 1), (100, 3), (1000, 2)])
+def test_reports_hold_for_few_and_many_classes_and_for_one_epoch(classes, epochs, tmp_path):
+    write_shown_run(tmp_path / "run", classes, epochs)
+    write_shown_run(tmp_path / r"other\d1/run", classes, epochs)
+    (tmp_path / "run/summary.json").unlink()  # not finished
+    text = Text(report(tmp_path, tmp_path / "run", tmp_path / r"other\d1/run"))
+    assert f"{epochs} of {epochs}" in text.words
+    assert "<b>bold" not in (tmp_path / "report.html").read_text()
+    assert len((tmp_path / "report.html").read_text()) < 6e6
+
+
+def test_a_report_is_the_same_every_time(tmp_path):
+    write_shown_run(tmp_path / "run")
+    assert report(tmp_path, "run") == report(tmp_path, "run")
+
+
+def test_whiskers_are_scikit_learns(tmp_path):
+    write_shown_run(tmp_path / "run", 4, 1)
+    one = ReportRun(read_run(tmp_path / "run"), "run", "black")
+    labels, features = one.samples.labels.numpy(), one.samples.features
+    from sklearn.neighbors import LocalOutlierFactor
+
+    factors = outlier_factors(features, one.samples.labels, 4)
+    for label in range(4):
+        expected = -LocalOutlierFactor(10).fit(features[labels == label]).negative_outlier_factor_
+        np.testing.assert_allclose(factors[labels == label], expected, rtol=1e-4)
+    quartiles = quartiles_by_class(factors, labels, 4)
+    q1, q3 = np.percentile(factors[labels == 1], [25, 75])
+    assert quartiles[:, 1][[0, 4]].tolist() == pytest.approx([q1 - 1.5 * (q3 - q1), q3 + 1.5 * (q3 - q1)])
+    assert int(one.samples.kept.sum()) == 60 - 9
+
+
+def test_the_samples_nearest_to_their_class_are_at_the_left_and_the_farthest_at_the_right(tmp_path):
+    write_run(tmp_path / "run", classes=["a", "b"], img_size=8, mean=[0.5] * 3, std=[0.5] * 3)
+    shown = ReportRun(read_run(tmp_path / "run"), "run", "black")
+    features = torch.arange(20.0)[:, None] ** 2
+    images = torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) * 10
+    kept, labels = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.long)
+    shown.__dict__["samples"] = StoredSamples(
+        labels, kept, features, features[:, 0], features[:, 0], lambda rows: images[rows]
+    )
+    sheet = np.array(samples_sheet(shown))[20, :, 0]
+    distances = (features[:, 0] - features.mean()).abs().argsort()
+    cells = [84 + column * 50 + 20 for column in range(6)]
+    assert [sheet[x] // 10 for x in cells] == distances[:6].tolist()
+    assert [sheet[x + 6 * 50 + 6] // 10 for x in cells] == distances[-6:].flip(0).tolist()
+
+
+def test_a_report_has_the_best_epoch_and_the_last(tmp_path):
+    write_run(tmp_path / "run", last=90.0, epochs=1)
+    write_metrics(tmp_path / "run", [{"test_top1": 90.0, "seconds": {"synthesis": 1.0}}])
+    lines = summary_table([ReportRun(read_run(tmp_path / "run"), "run", "black")])
+    assert lines["student, last epoch"] == ["90.00 %"]
+    assert lines["student, best epoch (chosen on test data)"] == ["91.00 %"]
+    assert lines["student, best epoch minus last"] == ["1.00 %"]
+
+
+@pytest.mark.parametrize("images", [True, False], ids=["labelled images too", "no images"])
+def test_a_run_without_data_shows_its_agreement(images, tmp_path):
+    write_folder(tmp_path / "real", splits=("any",), classes=("ant", "bee", "cat"))
+    write_teacher(tmp_path / "teacher.pth", num_classes=3)
+    words = "--dataset none --img_size 32 --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1"
+    more = ["--eval_folder", "real/any"] if images else []
+    done = run_script("bsr_main.py", *words.split(), *more, *TINY, "--save_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = metrics(tmp_path / "run")[-1]
+    assert ("test_top1" in row) == images
+    page = report(tmp_path, "run")
+    text = Text(page).words
+    shown = {"agreement with the teacher on held-out samples": "holdout_agreement"}
+    shown["student, last epoch"] = "test_top1" if images else "holdout_agreement"
+    for heading, name in shown.items():
+        assert text[text.index(heading) + 1] == f"{row[name]:.2f} %"
+    assert ("<b>This is not accuracy.</b>" in page) == (not images)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_a_browser_renders_the_report_without_errors_or_requests(tmp_path):
+    write_shown_run(tmp_path / "run")
+    report(tmp_path, "run")
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        [
+            *"chromium --headless --no-sandbox --disable-gpu --enable-logging=stderr".split(),
+            *"--dump-dom --disable-background-networking --disable-component-update".split(),
+            *"--no-first-run --net-log-capture-mode=Everything".split(),
+            f"--log-net-log={log}",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            (tmp_path / "report.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("<svg") >= 6
+    assert "CONSOLE" not in done.stderr
+    # Chromium has its own background traffic; what the page itself asks for names the page as initiator.
+    events = log.read_text()
+    asked = set(re.findall(r'"url":"((?:https?|ftp|wss?)://[^"]*)"', events))
+    assert not [url for url in asked if not re.search(r"google|gstatic|gvt1|chromium", url)]
+    assert not re.search(r'"initiator":"file', events) or not asked
+
+
+def test_a_report_that_cannot_be_made_is_refused_in_a_line(tmp_path):
+    write_run(tmp_path / "run", epochs=1, classes=["a", "b"])
+
+    def refused(*words, message):
+        assert_refused(run_here("show_result/report.py", *words, cwd=tmp_path), message)
+
+    refused("nowhere", message="nowhere is not a run: it has no config.json")
+    refused("run", message="cannot read run/metrics.jsonl")
+    write_metrics(tmp_path / "run", [])
+    refused("run", message="run has not finished an epoch yet")
+    refused("run", "run", message="a run is named twice")
+    write_metrics(tmp_path / "run", [{"test_top1": 1.0, "seconds": {"kd": 1.0}}])
+    (tmp_path / "file").write_text("")
+    refused("run", "--output", "file/report.html", message="cannot write file/report.html")
