@@ -375,10 +375,7 @@ def bad_checkpoints():
         "no state dict": (lambda path: torch.save([1, 2, 3], path), "has no state dict"),
         "other architecture": (lambda path: write_teacher(path, "wrn40_1"), "Unexpected key"),
         "other width": (lambda path: write_teacher(path, "wrn16_2"), "size mismatch for"),
-        "other class count": (
-            lambda path: write_teacher(path, num_classes=100),
-            "size mismatch for fc.weight",
-        ),
+        "other class count": (lambda path: write_teacher(path, num_classes=100), "mismatch for fc.weight"),
     }
 
 

@@ -138,7 +138,7 @@ def load_network(network: nn.Module, state: Mapping[str, Tensor], path: Path, na
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        reasons = [f"{line.strip(' .\t'):.200}" for line in str(error).splitlines()[1:]]
+        reasons = [line.strip(" .\t")[:200] for line in str(error).splitlines()[1:]]
         raise UserError(
             f"{path} is not a checkpoint of {name}: {'; '.join(reasons[:LINES])}; "
             "check the architecture's name and the number of classes"
