@@ -60,13 +60,14 @@ class _Parts:
     teacher: Teacher
     student: nn.Module
     student_start: str | None  # digest of the weights given to the student
+    student_source: str | None  # text of the file that builds the student, if any
     spec: ImageSpec
     evaluate: Evaluator | None  # None where there are no test images
 
     def describe(self) -> dict[str, Any]:
         """The student with everything needed to use it."""
         s = self.settings
-        return describe(self.student, s.student, s.student_args, source_of(s.student), self.spec)
+        return describe(self.student, s.student, s.student_args, self.student_source, self.spec)
 
 
 def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
@@ -104,6 +105,7 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
         file = Path(s.student_ckpt) if s.student_ckpt else None
         content = checkpoint.read(file) if file else None
         student, found = _open_student(s, teacher.data, file, content, device)
+        source = source_of(s.student)
         processes.freeze_unused(student, found.unused)
         start = None
         if file:
@@ -123,7 +125,8 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
         if evaluate and s.test_teacher:
             folder.log(f"teacher {s.teacher}: {evaluate(teacher.network)}")
         if s.epochs:
-            _run(_Parts(s, device, processes, folder, teacher, student, start, spec, evaluate))
+            parts = _Parts(s, device, processes, folder, teacher, student, start, source, spec, evaluate)
+            _run(parts)
         elif not s.test_teacher:
             folder.log(f"nothing to do with --epochs 0 (--test_teacher evaluates {s.teacher})")
 
