@@ -226,7 +226,12 @@ FEW = {"img_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "epochs": 3, "warmu
 FEW |= {"ep_steps": 2, "batch_size": 16, "g_steps": 2, "lr": 0.01}
 
 
-# Files
+# Runs and files
+
+TINY = [
+    *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
+    *"--device cpu".split(),
+]
 
 
 def write_teacher(path: Path, arch="wrn16_1", num_classes=10, seed=0, **content):
@@ -258,6 +263,49 @@ def assert_refused(done, message):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert message in done.stderr
+
+
+class Malicious:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran_code"),))
+
+
+def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet18"), **config):
+    """The folder of a finished run on CIFAR-10, without its metrics."""
+    folder.mkdir(parents=True)
+    on = method == "bsr"
+    flags = {
+        "method": method,
+        "dataset": "cifar10",
+        "teacher": pair[0],
+        "student": pair[1],
+        "seed": seed,
+        "dlw": on,
+        "blg": on,
+        "iho": on,
+        "dlw_mode": "dynamic",
+        "store_samples": True,
+        "adv": 1.33,
+        "oh_memory_size": 8,
+        "oh_step": 0.1,
+        "g_steps": 10,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(flags))
+    summary = {
+        "last_top1": last,
+        "best_top1_chosen_on_test_data": last + 1,
+        "teacher_top1": 95.5,
+        "count_variation": 0.25,
+        "count_entropy": 0.99,
+        "lof_relative_iqr": 0.05,
+        "lof_outside_share": 0.01,
+        "margin": 0.9,
+        "seconds": 120.0,
+    }
+    (folder / "summary.json").write_text(json.dumps(summary))
 
 
 # The golden numbers, and the fill rule of `tests/golden/README.md`

@@ -13,7 +13,7 @@ from datafree.data.augment import Augment, Normalize
 from datafree.distiller import Distiller
 from datafree.evaluation import Evaluation
 from datafree.repository import SampleRepository
-from datafree.runs.progress import Progress
+from datafree.runs.loop import Progress
 from datafree.settings import resolve
 from datafree.synthesis.base import Synthesis, Synthesizer
 from datafree.torch_utils.random import RandomGenerators
@@ -228,7 +228,7 @@ def test_evaluations_are_as_rare_as_asked_and_the_last_epoch_has_one():
     progress = Progress(0)
     best = [row["epoch"] for row in rows if progress.add(row, 0.0)]
     assert best == [0, 3]  # of those evaluated; of equals the first
-    assert progress.best_top1 == 70
+    assert progress.best == 70
 
 
 def test_the_last_student_is_evaluated_in_single_precision_and_those_before_it_as_asked():

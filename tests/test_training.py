@@ -105,9 +105,11 @@ def test_two_processes_train_one_network_and_continue_exactly(cwd):
 
 
 def test_kd_with_real_images_continues_exactly_after_a_signal(cwd):
-    done = run_script("vanilla_kd.py", *KD, "--epochs", 12, "--beta", 0.5, "--save_dir", "whole", cwd=cwd)
+    done = run_script(
+        "vanilla_kd.py", *KD, "--epochs", 12, "--ce_weight", 0.5, "--save_dir", "whole", cwd=cwd
+    )
     assert done.returncode == 0, done.stderr
-    flags = [*KD, "--epochs", 12, "--beta", 0.5]
+    flags = [*KD, "--epochs", 12, "--ce_weight", 0.5]
     process = start("vanilla_kd.py", *flags, cwd=cwd)
     status, said = stop_after(process, cwd / "out", 2, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM
@@ -130,11 +132,11 @@ def test_kd_with_other_images_and_with_labels(cwd):
     for name, more in {
         "soft": [],
         "half": ["--alpha", 0.5],
-        "both": ["--beta", 2],
-        "hard": ["--alpha", 0, "--beta", 2],
+        "both": ["--ce_weight", 2],
+        "hard": ["--kd_weight", 0, "--ce_weight", 2],
         "folder": ["--transfer_set", "other"],
         "noise": ["--transfer_set", "noise", "--batch_size", 25000, "--img_size", 8],
-        "own": ["--transfer_set", "folder", "--beta", 2],
+        "own": ["--transfer_set", "folder", "--ce_weight", 2],
     }.items():
         done = run_here("vanilla_kd.py", *short, *more, "--lr", 1e-9, "--save_dir", name, cwd=cwd)
         assert done.returncode == 0, done.stderr
@@ -148,8 +150,8 @@ def test_kd_with_other_images_and_with_labels(cwd):
         (["--transfer_set", "nois"], "did you mean noise?"),
         (["--transfer_set", ""], "neither a folder nor a dataset"),
         (["--transfer_set", "cifr10"], "neither a folder nor a dataset, did you mean cifar10?"),
-        (["--transfer_set", "other", "--beta", 1], "--ce_weight needs labels"),
-        (["--alpha", 0], "leaves nothing to learn"),
+        (["--transfer_set", "other", "--ce_weight", 1], "--ce_weight needs labels"),
+        (["--kd_weight", 0], "leaves nothing to learn"),
         (["--lr_decay_milestones", "1,x"], "is not a list of epochs"),
         (["--resume", "--overwrite"], "contradict each other"),
     ]:

@@ -24,7 +24,7 @@ from datafree.extras.several_teachers import prepare_teacher
 from datafree.methods import METHODS
 from datafree.networks.bn_statistics import check_bn_statistics
 from datafree.networks.build import arguments_of, build, source_of
-from datafree.networks.check import NO_STATISTICS, check_network
+from datafree.networks.check import NO_STATISTICS, NetworkSummary, check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
 from datafree.networks.teacher import Teacher, other_classes
@@ -60,13 +60,14 @@ class _Parts:
     teacher: Teacher
     student: nn.Module
     student_start: str | None  # digest of the weights given to the student
+    student_source: str | None  # text of the file that builds the student, if any
     spec: ImageSpec
     evaluate: Evaluator | None  # None where there are no test images
 
     def describe(self) -> dict[str, Any]:
         """The student with everything needed to use it."""
         s = self.settings
-        return describe(self.student, s.student, s.student_args, source_of(s.student), self.spec)
+        return describe(self.student, s.student, s.student_args, self.student_source, self.spec)
 
 
 def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
@@ -95,8 +96,27 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
         if s.evaluate_only:
             evaluate_only(s, device, processes, folder)
             return
-        teacher = _open_teacher(s, device, folder)
-        student, start = _open_student(s, teacher.data, device, processes, folder)
+        teacher = prepare_teacher(s, device)
+        for warning in teacher.warnings:
+            folder.warn(warning)
+        folder.log(f"teacher {s.teacher}: {teacher.found}")
+        if not teacher.found.bn_layers and "bn" in METHODS[s.method].takes:
+            folder.warn(NO_STATISTICS)
+        file = Path(s.student_ckpt) if s.student_ckpt else None
+        content = checkpoint.read(file) if file else None
+        student, found = _open_student(s, teacher.data, file, content, device)
+        source = source_of(s.student)
+        processes.freeze_unused(student, found.unused)
+        start = None
+        if file:
+            start = fingerprint(student)
+            zeros, count = zeros_of(student)
+            kept = ", and stay zero" if s.keep_zeros else ""
+            share = f"{100 * zeros / max(1, count):.1f} % of its weights are zero{kept}"
+            folder.log(f"student from {file}: {share}")
+        folder.log(f"student {s.student}: {found}")
+        if s.keep_zeros:
+            keep_zeros(student)
         images, spec = _test_images(s, teacher.data, processes), teacher.data
         evaluate = None
         if images:
@@ -105,7 +125,8 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
         if evaluate and s.test_teacher:
             folder.log(f"teacher {s.teacher}: {evaluate(teacher.network)}")
         if s.epochs:
-            _run(_Parts(s, device, processes, folder, teacher, student, start, spec, evaluate))
+            parts = _Parts(s, device, processes, folder, teacher, student, start, source, spec, evaluate)
+            _run(parts)
         elif not s.test_teacher:
             folder.log(f"nothing to do with --epochs 0 (--test_teacher evaluates {s.teacher})")
 
@@ -113,56 +134,29 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
 # The networks and images
 
 
-def _open_teacher(s: Settings, device: torch.device, folder: RunFolder) -> Teacher:
-    teacher = prepare_teacher(s, device)
-    for warning in teacher.warnings:
-        folder.warn(warning)
-    folder.log(f"teacher {s.teacher}: {teacher.found}")
-    if not teacher.found.bn_layers and "bn" in METHODS[s.method].takes:
-        folder.warn(NO_STATISTICS)
-    return teacher
-
-
 def _open_student(
-    s: Settings, spec: ImageSpec, device: torch.device, processes: Processes, folder: RunFolder
-) -> tuple[nn.Module, str | None]:
-    """The student, and a digest of its weights if `--student_ckpt` names them.
+    s: Settings, spec: ImageSpec, file: Path | None, content: Any, device: torch.device
+) -> tuple[nn.Module, NetworkSummary]:
+    """The student, with the weights in the content of a checkpoint file, if any.
 
     Raises:
         UserError: it cannot be built, the weights are of another network, or it does not fit the data.
     """
-    file = Path(s.student_ckpt) if s.student_ckpt else None
-    state = checkpoint.state_dict_of(checkpoint.read(file), file) if file else None
-    student, start = _build_student(s, spec, state, device), None
+    torch.manual_seed(s.seed)
+    arguments = parse_arguments(s.student_args, "--student_args")
+    state = state_of(content, file) if file else None
+    if state:
+        arguments = {**arguments_of(s.student, state), **arguments}
+    student = build(s.student, "--student", spec.num_classes, spec.channels, arguments, s.pretrained)
+    student = student.to(device)
     if file and state:
         checkpoint.load_network(student, state, file, f"{s.student} with {spec.num_classes} classes")
-        start = fingerprint(student)
-        zeros, count = zeros_of(student)
-        kept = ", and stay zero" if s.keep_zeros else ""
-        folder.log(f"student from {file}: {100 * zeros / max(1, count):.1f} % of its weights are zero{kept}")
-    found = check_network(
-        student, f"--student {s.student}", spec.channels, spec.img_size, device, trained=True
-    )
+    name = f"--student {s.student}"
+    found = check_network(student, name, spec.channels, spec.img_size, device, trained=True)
     if found.num_classes != spec.num_classes:
         raise UserError(other_classes("student", s.student, found.num_classes, spec.num_classes))
-    require_storable(student, f"--student {s.student}")
-    processes.freeze_unused(student, found.unused)
-    folder.log(f"student {s.student}: {found}")
-    if s.keep_zeros:
-        keep_zeros(student)
-    return student, start
-
-
-def _build_student(
-    s: Settings, spec: ImageSpec, state: dict[str, Tensor] | None, device: torch.device
-) -> nn.Module:
-    torch.manual_seed(s.seed)
-    arguments = {
-        **(arguments_of(s.student, state) if state else {}),
-        **parse_arguments(s.student_args, "--student_args"),
-    }
-    student = build(s.student, "--student", spec.num_classes, spec.channels, arguments, s.pretrained)
-    return student.to(device)
+    require_storable(student, name)
+    return student, found
 
 
 def _test_images(s: Settings, spec: ImageSpec, processes: Processes) -> ImageSet | None:
@@ -190,10 +184,7 @@ def evaluate_only(s: Settings, device: torch.device, processes: Processes, folde
         recorded = recorded_spec(content)
         spec = image_spec(s, "test", recorded)
         spec = spec.for_channels(s.channels or len(recorded.get("mean", "rgb")))
-    state = state_of(content, file)
-    student = _build_student(s, spec, state, device)
-    checkpoint.load_network(student, state, file, f"{s.student} with {spec.num_classes} classes")
-    check_network(student, f"--student {s.student}", spec.channels, spec.img_size, device, trained=True)
+    student, _ = _open_student(s, spec, file, content, device)
     images = _test_images(s, spec, processes)
     assert images  # `resolve` has seen to that
     evaluate = Evaluator(images, spec.normalize, device)
@@ -335,23 +326,14 @@ def _line(epochs: int, row: Row) -> tuple[str, str]:
     return text, f"{loss}{score.rstrip()}"
 
 
-def _balance(row: Row) -> str:
-    def show(name: str) -> str:
-        return "-" if row[name] is None else f"{row[name]:.3f}"
-
-    return (
-        f"class counts: variation {show('count_variation')}, entropy {show('count_entropy')}; "
-        f"LOF: IQR/median {show('lof_relative_iqr')}, outside the whiskers {show('lof_outside_share')}; "
-        f"margin {show('margin')}"
-    )
-
-
 def _finish(parts: _Parts, progress: Progress) -> None:
     """Write the student, and the final figures to `summary.json` and the console."""
     folder, row = parts.folder, progress.row
     summary: dict[str, Any] = {"best_epoch": progress.best_epoch}
     best = f"{progress.best:.2f} % (epoch {progress.best_epoch + 1})"
-    lines = {"balance": _balance(row), "samples by class": str(folder.sheet(progress.epoch))}
+    balance = {name: row[name] for name in BALANCE}
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in balance.items() if value is not None)
+    lines = {"balance": figures, "samples by class": str(folder.sheet(progress.epoch))}
     if "holdout_agreement" in row:
         summary["last_holdout_agreement"] = row["holdout_agreement"]
         note = "with the teacher on synthetic samples held out from training, which is not accuracy"
@@ -368,7 +350,7 @@ def _finish(parts: _Parts, progress: Progress) -> None:
         summary["best_holdout_agreement"] = progress.best
         lines["agreement, best"] = best
     summary |= {"epochs": parts.settings.epochs, "seconds": progress.seconds}
-    summary |= {name: row[name] for name in ("repository", "alpha", *BALANCE)}
+    summary |= {"repository": row["repository"], "alpha": row["alpha"], **balance}
     folder.save_student(parts.describe())
     folder.write_json(SUMMARY, summary)
     for name, text in lines.items():

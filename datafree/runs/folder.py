@@ -203,7 +203,7 @@ class RunFolder:
     def truncate_metrics(self, first: int, epoch: int) -> None:
         """Keep only the lines of the epochs from `first` to `epoch - 1`."""
         path = self.path / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         if len(lines) < epoch - first:
             self.warn(f"{path} has {len(lines)} lines of the {epoch - first} epochs before")
         _write(path, "".join(line + "\n" for line in lines[: epoch - first]))

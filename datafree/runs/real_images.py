@@ -337,9 +337,7 @@ def transfer_set(settings: KDSettings, processes: Processes, spec: ImageSpec) ->
     s = settings
     name = s.dataset if s.transfer_set is None else s.transfer_set
     if s.ce_weight and name != s.dataset:
-        raise UserError(
-            "--ce_weight needs labels of the teacher's classes: leave out --transfer_set, or --ce_weight"
-        )
+        raise UserError("--ce_weight needs labels of the teacher's classes: leave out it or --transfer_set")
     if name == NOISE:
         return noise(spec.img_size)
     if name in SPECS:

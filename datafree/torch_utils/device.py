@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""The device of a command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def choose_device(device: str | None, gpu: int | None) -> torch.device:
     if chosen.type == "cpu":
         return chosen
     if chosen.index is not None and torchrun("LOCAL_WORLD_SIZE", 1) > 1:
-        raise UserError(f"{name} would be shared by all processes: leave out --gpu, or give --device cuda")
+        raise UserError(f"all processes would share {name}: leave out --gpu, or give --device cuda")
     # The number as written: torch.device keeps it in eight bits.
     index = torchrun("LOCAL_RANK", 0) if chosen.index is None else int(name.partition(":")[2])
     if not 0 <= index < torch.cuda.device_count():

@@ -1,4 +1,4 @@
-"""Several processes that work as one, on PyTorch's distributed engine (`torchrun`)."""
+"""Several processes that work as one, by `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -16,43 +16,25 @@ from torch import Tensor, nn
 from datafree.errors import UserError
 
 
-def torchrun(name: str, alone: int) -> int:
-    """A number that `torchrun` tells the processes that it starts; `alone` in a process that it has not
-    started, whatever other programs have left in the environment.
-
-    Raises:
-        UserError: it is no such number.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return alone
-    text = os.environ.get(name, str(alone))
-    if not text.isdecimal():
-        raise UserError(f"{name} is {text!r} in the environment, which torchrun sets to a number: start anew")
-    return int(text)
+def torchrun(name: str, default: int) -> int:
+    """A number that `torchrun` sets in the environment of its processes; `default` in other processes, even
+    if another program has left such a variable."""
+    return int(os.environ.get(name, default)) if dist.is_torchelastic_launched() else default
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is, and of how many; a process alone needs no engine and no messages."""
+    """Which process this is, and of how many. A single process sends no messages."""
 
     rank: int = 0
     world_size: int = 1
 
     @classmethod
     def started_by_torchrun(cls, device: torch.device) -> Processes:
-        """Join the others that `torchrun` has started; alone without it. NCCL connects GPUs, gloo CPUs.
-
-        Raises:
-            UserError: the environment tells of no such processes.
-        """
+        """Connect the processes that `torchrun` has started, GPUs by NCCL and CPUs by gloo."""
         processes = cls(torchrun("RANK", 0), torchrun("WORLD_SIZE", 1))
-        if processes.rank >= processes.world_size:
-            raise UserError(f"RANK {processes.rank} is beyond WORLD_SIZE {processes.world_size}: start anew")
         if processes.world_size > 1 and not dist.is_initialized():
-            try:
-                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-            except ValueError as error:  # of MASTER_ADDR or MASTER_PORT
-                raise UserError(f"cannot join the other processes ({error}): start anew") from error
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return processes
 
     @property
@@ -71,11 +53,11 @@ class Processes:
             )
 
     def shard(self, rows: Tensor) -> Tensor:
-        """Every `world_size`-th row, beginning with row `rank`: this process's part of what all have."""
+        """Every `world_size`-th row from row `rank` on: this process's part."""
         return rows[self.rank :: self.world_size]
 
     def all_gather(self, rows: Tensor) -> Tensor:
-        """The rows of all, put together as `shard` divides them; the same number from each."""
+        """The rows of all processes in the order that `shard` divided; an equal number from each."""
         if self.world_size == 1:
             return rows
         rows = rows.contiguous()
@@ -97,25 +79,25 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by the first process's."""
+        """Replace tensors by those of the first process."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def end(self) -> None:
-        """Take leave of the others: no messages from here on."""
+        """Leave the process group: no messages from here on."""
         if self.world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
 
     def barrier(self) -> None:
-        """Return when all have come this far."""
+        """Return when all processes have called this."""
         if self.world_size > 1:
             dist.barrier()
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first process runs the block before the others do: it may have to fetch something for all."""
+        """The first process runs the block before the others: it may have to download something for all."""
         if not self.is_main:
             self.barrier()
         yield
@@ -123,7 +105,7 @@ class Processes:
             self.barrier()
 
     def broadcast_object(self, value: Any) -> Any:
-        """What the first process gives, in all of them; plain data or tensors on the CPU."""
+        """The value of the first process, in all of them; plain data or tensors on the CPU."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -131,7 +113,7 @@ class Processes:
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """What each process gives, by rank."""
+        """The values of all processes, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -139,14 +121,13 @@ class Processes:
         return values
 
     def freeze_unused(self, network: nn.Module, unused: Sequence[str]) -> None:
-        """Freeze parameters that no loss reaches, which the processes would wait for; they stay as they are
-        in a process alone, too."""
+        """Freeze parameters that no loss reaches: the processes would wait for their gradients."""
         for name in unused if self.world_size > 1 else ():
             network.get_parameter(name).requires_grad_(False)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """The network with gradients averaged in its backward pass; its BatchNorm statistics stay each
-        process's own until `average` is asked for them."""
+        """The network with gradients averaged in its backward pass. Its BatchNorm statistics are not: see
+        `batch_statistics`."""
         if self.world_size == 1:
             return network
         with warnings.catch_warnings():  # newer versions have another name for it

@@ -1,4 +1,4 @@
-"""Independent sources of randomness."""
+"""Independent random number generators."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 
 class RandomGenerators:
-    """One generator for each part of the method, all from one seed: what one part draws does not move
-    the others, so that runs with a component on and off differ by that component alone and can be
-    compared in pairs.
+    """One generator for each part of the method, all from one seed. Parts do not influence each other's
+    numbers: runs with a component on and off differ by that component alone.
 
     Args:
         seed: 0 or more.
-        device: where the generators draw.
-        rank: of several processes, which draw differently but for the labels, which all draw alike.
+        device: of the generators.
+        rank: which of several processes this is; all draw equal labels, and other numbers differ.
     """
 
     NAMES = ("labels", "synthesis", "distillation")
@@ -33,7 +32,7 @@ class RandomGenerators:
         )
 
     def state_dict(self) -> dict:
-        """States of the streams, and of torch's global generators (dropout in a student draws there)."""
+        """The generators' states, and those of torch's global ones, which dropout uses."""
         own = {name: getattr(self, name).get_state() for name in self.NAMES}
         return {**own, **global_state(self.device)}
 
@@ -44,7 +43,7 @@ class RandomGenerators:
 
 
 def global_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's global generators, from which dropout draws."""
+    """The states of torch's global generators."""
     state = {"global": torch.get_rng_state()}
     if device.type == "cuda":
         state["global_cuda"] = torch.cuda.get_rng_state(device)
@@ -52,12 +51,12 @@ def global_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_global_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put torch's global generators into the states that `global_state` gave."""
+    """Restore what `global_state` returned."""
     torch.set_rng_state(state["global"])
     if device.type == "cuda" and "global_cuda" in state:
         torch.cuda.set_rng_state(state["global_cuda"], device)
 
 
 def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
-    """What is drawn inside the block does not move torch's global random state."""
+    """Restore torch's global random state after the block."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,8 +14,3 @@ def fingerprint(network: nn.Module) -> str:
         if isinstance(value, Tensor):  # a module may have anything else as its extra state
             digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def list_of(value: Any) -> Any:
-    """Tuples as lists."""
-    return list(value) if isinstance(value, tuple) else value
