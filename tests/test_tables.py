@@ -13,7 +13,7 @@ from making import assert_refused, write_metrics, write_run
 from scipy import stats
 
 from datafree.results.measures import BALANCE
-from datafree.runs import progress
+from datafree.runs import distil
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_student_from_scratch_is_no_yardstick_for_students_with_different_argu
 
 
 def test_balance_has_the_names_that_runs_write():
-    assert tuple(BALANCE) == progress.BALANCE
+    assert tuple(BALANCE) == distil.BALANCE
 
 
 def test_tables_for_spreadsheets_and_for_latex(runs):
