@@ -245,8 +245,8 @@ def variation_figure(rows: list[Row]) -> Figure:
 
 
 def classes_figure(rows: list[Row]) -> Figure:
-    """The samples of each class at the end and the student's recall, a colour for each row. The class with the
-    most samples in the last row is at the top."""
+    """The samples of each class at the end and the student's recall, a colour for each row. The class with
+    the most samples in the last row is at the top."""
     import numpy as np
 
     counts, recall = (
