@@ -69,7 +69,7 @@ def place_of(tag: str) -> tuple[str, int]:
 
 
 def ordered(tags: Iterable[str]) -> list[str]:
-    """Tags in the paper's order: of those that differ in more than the variant, each kind by itself."""
+    """Tags in the paper's order, grouped by what else they contain."""
     return sorted(tags, key=lambda tag: (*place_of(tag), tag))
 
 

@@ -6,10 +6,10 @@
 
 Draws in show_result/, as .png and .pdf: cifar10_accuracy, accuracy against student steps; cifar10_variation,
 the variation of class counts by variant beside the published one; cifar10_classes, the samples and the recall
-of each class; iho_removed, what removed.py has written to results/iho_removed.csv; cifar100_growth, samples
-and accuracy by epoch; balance, what a method has over fast_meta, experiment by experiment. Writes anew the
-tables in README.md and docs/results.md: each stands between its command as a comment,
-`<!-- scripts/table.py ... -->`, and `<!-- end -->`.
+of each class; iho_removed, what removed.py wrote to results/iho_removed.csv; cifar100_growth, samples and
+accuracy by epoch; balance, how much better than fast_meta a method is in each experiment. Rewrites the tables
+in README.md and docs/results.md: each is between its command in a comment, `<!-- scripts/table.py ... -->`,
+and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ END = "<!-- end -->"
 # Variation of the class counts at the end of the published runs (resnet34 to resnet18, CIFAR-10,
 # one run a variant), from the labels of their samples in the authors' repository.
 PUBLISHED = dict(zip(ORDER, (0.192, 0.095, 0.089, 0.114, 0.001, 0.090, 0.130, 0.000), strict=True))
-# What `balance` shows of each experiment: its words, and the runs below results/ of the two methods compared.
+# The experiments of `balance`: a name, and the runs below results/ of the two methods compared.
 EXPERIMENTS = (
     ("bsr, 4,200 steps", "cifar10_cpu/*-bsr-seed*", "cifar10_cpu/*-fast_meta-seed*"),
     ("bsr, 44,800 steps", "cifar10_cpu_long/*-bsr-seed*", "cifar10_cpu_long/*-fast_meta-seed*"),
@@ -84,11 +84,11 @@ def build_parser() -> cli.Parser:
 
 
 def keep(folder: Path, results: Path) -> int:
-    """Copy the configurations, metrics and summaries of the finished runs below `folder` to a folder of its
-    name in `results`; returns how many runs there are. Nothing is copied where they do not go together.
+    """Copy the configurations, metrics and summaries of the finished runs below `folder` to a folder of the
+    same name in `results`; returns the number of runs. Nothing is copied if they do not belong together.
 
     Raises:
-        UserError: there is no finished run, or they do not go together with those that are kept.
+        UserError: there is no finished run, or they do not belong together with the kept ones.
     """
     target = results / folder.resolve().name
     if (folder / CONFIG).is_file() or target.resolve() == folder.resolve():
@@ -136,7 +136,7 @@ def evaluated(run: FinishedRun) -> list[bool]:
 
 
 def refreshed(page: str, name: str) -> str:
-    """The text of a page of this name with its tables written anew, each behind its command.
+    """The text of a page with its tables rewritten, each after its command.
 
     Raises:
         UserError: a table has no end, its command is wrong, or there are no such runs.
@@ -148,16 +148,16 @@ def refreshed(page: str, name: str) -> str:
         try:
             if not end:
                 raise UserError(f"there is no {END} behind it")
-            made = printed(command)
+            text_now = printed(command)
         except UserError as error:
             raise UserError(f"{name}, the table of {command!r}: {error}") from error
         comment = f"<!-- scripts/table.py {command} -->"
-        parts.append(f"{comment}\n\n    python scripts/table.py {command}\n\n{made}\n{END}{rest}")
+        parts.append(f"{comment}\n\n    python scripts/table.py {command}\n\n{text_now}\n{END}{rest}")
     return "".join(parts)
 
 
 def printed(command: str) -> str:
-    """What table.py prints for these words, paths in results/ meant from here, as Markdown.
+    """What table.py prints for a command, as Markdown; paths in results/ are relative to the project.
 
     Raises:
         UserError: the words are wrong, or there are no such runs.
@@ -245,8 +245,8 @@ def variation_figure(rows: list[Row]) -> Figure:
 
 
 def classes_figure(rows: list[Row]) -> Figure:
-    """The samples stored of each class at the end and the student's recall of it, a colour a row. The class
-    of which the last row has most is at the top."""
+    """The samples of each class at the end and the student's recall, a colour for each row. The class with
+    the most samples in the last row is at the top."""
     import numpy as np
 
     counts, recall = (
@@ -258,8 +258,8 @@ def classes_figure(rows: list[Row]) -> Figure:
 
 
 def removed_figure(lines: list[dict[str, str]]) -> Figure:
-    """How far another student is from the teacher on the samples of each class that IHO kept and removed, and
-    how many it removed, from the lines of removed.py. The class of which most went is at the top."""
+    """The distance of another student from the teacher on the samples of each class that IHO kept and
+    removed, and how many it removed, from the lines of removed.py. The class that lost most is at the top."""
     import numpy as np
 
     runs, classes = (list(dict.fromkeys(line[name] for line in lines)) for name in ("run", "class"))
@@ -335,7 +335,7 @@ def growth_figure(rows: list[Row]) -> Figure:
 
 
 def balance_figure(compared: list[tuple[str, Row, Row]]) -> Figure:
-    """Of each experiment (its words, a row, the row it is compared with) the difference at the last epoch:
+    """The difference at the last epoch of each experiment (its name, a row, the row it is compared with):
     each seed as a small point, the mean as a large one, its 95 % interval as a line."""
     import matplotlib.pyplot as plt
 

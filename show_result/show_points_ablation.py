@@ -138,18 +138,18 @@ def embed(
             def done(_iteration: int, _error: float, _embedding: np.ndarray) -> None:
                 on_iteration(10)
 
-            made = TSNE(
+            embedding = TSNE(
                 perplexity=perplexity, n_jobs=-1, random_state=seed, callbacks=done, callbacks_every_iters=10
             ).fit(features)
-            return made.view(type(features))
+            return embedding.view(type(features))
         except ImportError:
             if engine == "openTSNE":
                 raise UserError("openTSNE is not installed: pip install openTSNE") from None
     from sklearn.manifold import TSNE
 
-    made = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1).fit_transform(features)
+    embedding = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1).fit_transform(features)
     on_iteration(ITERATIONS)
-    return made
+    return embedding
 
 
 def finished_runs(root: Path) -> dict[str, Path]:
@@ -185,8 +185,8 @@ def run() -> None:
         raise UserError(f"{len(args.runs)} runs need as many different --tags, not {' '.join(tags)}")
     if args.features == "teacher" and args.feature_layer:
         raise UserError(
-            "--feature_layer is for --features student: the teacher's features were stored when the run was "
-            "made, of the layer that was chosen then"
+            "--feature_layer is for --features student: the teacher's were stored during the run, from "
+            "the layer chosen then"
         )
 
     # Imported late, so that --help and wrong flags are answered at once.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -137,13 +136,6 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):
     assert subprocess.run(["sh", "-c", line], cwd=cwd, timeout=60).returncode == 2
 
 
-def test_an_export_makes_no_images_before_it_knows_that_the_samples_fit(cwd):
-    content = torch.load(cwd / "out/student.pth")
-    torch.save({**content, "img_size": 2048}, cwd / "out/student.pth")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = run_here("scripts/export.py", "out", "--format", "torch_export", cwd=cwd)
-    assert_refused(done, "samples.bin holds 0 of the 64 samples")
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
 
 
 def test_matplotlib_is_asked_for_no_window_whatever_the_environment_says(cwd):

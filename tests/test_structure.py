@@ -20,7 +20,7 @@ from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
 from datafree.methods import METHODS
 from datafree.models.generator import Generator
-from datafree.results.read import Run
+from datafree.results.read import FinishedRun
 from datafree.synthesis.base import SynthesisInputs
 from datafree.synthesis.create import create_synthesizer
 
@@ -102,7 +102,7 @@ def test_the_components_know_nothing_of_settings_files_and_each_other():
 
 
 def test_a_run_older_than_a_setting_has_its_default():
-    run = Run(Path("x"), {"method": "bsr"}, {})
+    run = FinishedRun(Path("x"), {"method": "bsr"}, {})
     assert run.setting("oh_memory_size") == 8
 
 

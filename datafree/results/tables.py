@@ -180,14 +180,9 @@ def _details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published, 
     }
     if against is not None:
         columns[f"minus {against}"] = lambda row: _minus(row, other)
-    for name, measure in PROTOCOL.items():
-        columns[measure.heading] = lambda row, name=name: spread(row.values(name))
-    for name, measure in BALANCE.items():
-        columns[measure.heading] = lambda row, name=name: spread(row.values(name), 3)
-    for name, measure in COST.items():
-        columns[measure.heading] = lambda row, name=name, pattern=measure.pattern: (
-            pattern.format(mean(values)) if (values := row.values(name)) else "-"
-        )
+    columns |= {measure.heading: _spreads(name, 2) for name, measure in PROTOCOL.items()}
+    columns |= {measure.heading: _spreads(name, 3) for name, measure in BALANCE.items()}
+    columns |= {measure.heading: _means(name, measure.pattern) for name, measure in COST.items()}
     lines = [
         [name, "", measured, figure, *[""] * (len(columns) - 4)]
         for name, (measured, figure) in yardsticks.items()
@@ -196,6 +191,18 @@ def _details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published, 
     lines += [[cell(row) for cell in columns.values()] for row in rows]
     caption = f"{rows[0].dataset}, {rows[0].pair.words}: {_metric(rows)} in %, balance, images, hours"
     return Table(caption, list(columns), lines)
+
+
+def _spreads(name: str, digits: int) -> Callable[[Row], str]:
+    return lambda row: spread(row.values(name), digits)
+
+
+def _means(name: str, pattern: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        values = row.values(name)
+        return pattern.format(mean(values)) if values else "-"
+
+    return cell
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
