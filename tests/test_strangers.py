@@ -1,8 +1,6 @@
 """Files, folders and surroundings that are not ours: nothing is fetched, filled, replaced or believed."""
 
-import json
 import os
-import resource
 import shutil
 import socket
 import subprocess
@@ -10,9 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, run_here, run_script
-from safetensors import safe_open
 from test_scripts import TINY, assert_refused, metrics, write_teacher
 
 from datafree.errors import UserError
@@ -74,25 +70,6 @@ def test_no_connection_is_opened_by_what_reads_a_run(cwd, monkeypatch):
 # What is told, and believed
 
 
-def exported(file):
-    with safe_open(file, "pt") as content:
-        return {key: content.get_tensor(key) for key in list(content.keys())}, content.metadata()
-
-
-def test_an_export_believes_the_student_and_not_the_settings_beside_it(cwd):
-    done = run_here("scripts/export.py", "out", "--format", "safetensors", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    before = exported(cwd / "out/export/student.safetensors")
-    config = json.loads((cwd / "out/config.json").read_text())
-    config |= {"mean": [0.1] * 3, "std": [9.0] * 3, "img_size": 64, "classes": ["x", "y"]}
-    (cwd / "out/config.json").write_text(json.dumps(config))
-    done = run_here("scripts/export.py", "out", "--format", "safetensors", cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    after = exported(cwd / "out/export/student.safetensors")
-    assert after[1] == before[1]
-    assert all(torch.equal(value, after[0][key]) for key, value in before[0].items())
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -138,15 +115,6 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):
     assert metrics(cwd / "new") == metrics(cwd / "out")
     line = " ".join([sys.executable, str(ROOT / "scripts/table.py"), "nowhere", ">&-", "2>&-"])
     assert subprocess.run(["sh", "-c", line], cwd=cwd, timeout=60).returncode == 2
-
-
-def test_an_export_makes_no_images_before_it_knows_that_the_samples_fit(cwd):
-    content = torch.load(cwd / "out/student.pth")
-    torch.save({**content, "img_size": 2048}, cwd / "out/student.pth")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = run_here("scripts/export.py", "out", "--format", "torch_export", cwd=cwd)
-    assert_refused(done, "samples.bin holds 0 of the 64 samples")
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 < 300
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def run() -> None:
     from datafree.deploy import export
     from datafree.deploy.model_card import int8_report, model_card
     from datafree.results.read import is_export, read_run
-    from datafree.results.stored import as_student_tells, student_of
+    from datafree.results.stored import student_of
     from datafree.runs.files import CONFIG, EXPORT, EXPORT_BEST
 
-    finished = as_student_tells(read_run(args.run), args.best)
+    finished = read_run(args.run)
     student = student_of(finished, torch.device("cpu"), args.student, args.best)
     network = export.NormalizedNetwork(student, finished.config["mean"], finished.config["std"]).eval()
     folder = args.output or args.run / (EXPORT_BEST if args.best else EXPORT)

@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from statistics import median
 from timeit import repeat
@@ -189,7 +189,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Silence a library's logs, and report whatever it raises in one line: these libraries raise many kinds.
+    """Silence a library, and report whatever it raises in one line: these libraries log pages and raise many
+    kinds.
 
     Raises:
         UserError: `what`, and why.
@@ -197,7 +198,8 @@ def plain_errors(what: str) -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     except ImportError as error:
         raise UserError(f"{what}: a package is missing: pip install {error.name}") from error
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from ast import literal_eval
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +95,13 @@ def quantize(
 def layers(model: ModelProto) -> dict[str, NodeProto]:
     """The layers with constant weights, in the order of the file, by the names of their PyTorch modules."""
     weights = {value.name for value in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
     found: dict[str, NodeProto] = {}
     for node in model.graph.node:
         constant = [name for name in node.input if name in weights]
         if node.op_type in WITH_WEIGHTS and constant:
             name = constant[0].removesuffix(".weight")
-            if name == constant[0] or name.removeprefix("student.") in found:  # transposed, or shared
+            if name == constant[0] or uses[constant[0]] > 1:  # transposed, or shared by layers
                 scopes = {one.key: one.value for one in node.metadata_props}.get(SCOPES, "[]")
                 name = [node.name, *filter(None, literal_eval(scopes)[:-1])][-1]
             name = name.removeprefix("student.")  # see `NormalizedNetwork`
