@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import run_here, run_script
-from test_scripts import assert_refused, write_teacher
+from helpers import assert_refused, write_teacher
 from torch import nn
 
 from datafree import models
