@@ -233,9 +233,8 @@ def test_a_model_card_calls_accuracy_accuracy_and_agreement_agreement(tested, be
     else:
         summary |= {"best_holdout_agreement": 44.0}
     network = NormalizedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)), (0.5,), (0.5,))
-    card = model_card.model_card(
-        FinishedRun(tmp_path, config, summary), network, "student.onnx", {}, best=best
-    )
+    run = FinishedRun(tmp_path, config, summary)
+    card = model_card.model_card(run, network, "student.onnx", {}, best=best)
     agreement = "- Agreement with the teacher on synthetic samples held out from training"
     last = f"{agreement}, last epoch: 33.12 %. This is not accuracy"
     if tested and best:

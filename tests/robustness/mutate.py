@@ -3,7 +3,7 @@
     python tests/robustness/mutate.py [--only TEXT] [--jobs 2]
 
 Each mutant is applied to a copy of the project, in which the tests of its module run. A mutant that survives
-is a line that could be wrong without anybody noticing. """
+is a line that could be wrong without anybody noticing."""
 
 from __future__ import annotations
 
