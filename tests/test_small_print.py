@@ -5,20 +5,15 @@ import math
 
 import pytest
 import torch
-from making import flags, samples, write_run
+from making import flags, samples
 from test_methods import CLASSES, NORMALIZE, TARGETS, TINY, TinyGenerator, classifier, context, distiller
 from torch import nn
 from torch.nn import functional as F
 
 from datafree import losses, models
 from datafree.data.augment import ASPECT, Augment, OnlyNormalize, crop_windows
-from datafree.deploy import model_card
-from datafree.deploy.export import Shipped
-from datafree.deploy.export import compare as compare_logits
-from datafree.errors import UserError
 from datafree.evaluation import MOST, HeldOut, evaluate
 from datafree.models.generator import Generator
-from datafree.results.read import read_run
 from datafree.synthesis import cmi
 from datafree.synthesis.base import draw_weights, frozen
 from datafree.synthesis.create import create_synthesizer
@@ -61,23 +56,6 @@ def test_the_fifth_class_counts_for_top_5_and_the_sixth_does_not():
     for label, top1, top5 in ((0, 100, 100), (4, 0, 100), (5, 0, 0)):
         scores = evaluate(network, [(GREY, torch.full((4,), label))], NORMALIZE, CPU)
         assert (scores.top1, scores.top5) == (top1, top5)
-
-
-def test_an_exported_student_is_compared_with_what_was_exported():
-    shipped = Shipped(Says(0.0, 1.0), (0.5,) * 3, (0.5,) * 3)
-    images = torch.rand(4, 3, 8, 8)
-    assert compare_logits(shipped, shipped, images) == (0, 1)
-    with pytest.raises(UserError, match=r"logits differ by 1 from"):
-        compare_logits(shipped, lambda given: shipped(given) * 2, images)
-
-
-def test_a_model_card_gives_the_time_of_one_image(tmp_path, monkeypatch):
-    write_run(tmp_path / "run")
-    monkeypatch.setattr(model_card, "milliseconds", lambda *_: 64.0)
-    line = model_card._measured(
-        "student", read_run(tmp_path / "run"), Says(0.0, 1.0), torch.rand(32, 3, 8, 8)
-    )
-    assert line.endswith("| 2 | 0.00 | 2.00 |")
 
 
 # Safety

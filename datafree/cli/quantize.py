@@ -9,8 +9,8 @@ from datafree.settings import QuantizeSettings, resolve_quantization
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser(
-        "Quantise a network to int8 without its data: images to calibrate with are made from the network "
-        "alone. Data sets and folders only serve to judge."
+        "Quantise a network to int8 without its data: calibration images are synthesised from the network "
+        "alone. Data sets and folders serve only to test."
     )
     parser.add_settings(QuantizeSettings)
     return parser
@@ -21,7 +21,7 @@ def run() -> None:
     own, settings, warnings = resolve_quantization(given)
     for warning in warnings:
         print(f"warning: {warning}")
-    # Only now, so that --help and mistakes in flags answer at once.
+    # Imported only now, so that --help and mistakes in flags are answered at once.
     from datafree.deploy.quantization import quantize_network
 
     quantize_network(own, settings, "bn" not in given and "bn" in METHODS[own.method].takes)

@@ -1,98 +1,99 @@
-"""Static int8 quantisation of ONNX files with ONNX Runtime: weights by channel, activations by the ranges
-that calibration images show (QDQ format)."""
+"""Static int8 quantisation of ONNX files with ONNX Runtime (QDQ format): weights by channel, activations in
+the ranges that calibration images show."""
 
 from __future__ import annotations
 
 import tempfile
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from datafree.data.image_set import ImageSet
 from datafree.data.pixels import to_float
-from datafree.deploy.export import milliseconds, without_logs
+from datafree.deploy.export import bytes_of, milliseconds, onnx_network, plain_errors
 from datafree.errors import UserError
-from datafree.samples import occurrences
 
-if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+with plain_errors("int8"):
+    import onnx
+    from onnx import ModelProto, NodeProto, helper, numpy_helper
+    from onnxruntime import quantization
 
-WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that int8 pays for
-ACTIVATIONS = ("Relu", "Clip")  # that ONNX Runtime takes into the quantisation before them
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that int8 makes smaller
+ACTIVATIONS = ("Relu", "Clip")  # that ONNX Runtime merges with the quantisation of their input
+SCOPES = "pkg.torch.onnx.name_scopes"  # metadata: the modules of a node, from the outermost, and its own name
 BATCH = 32
-RANKED_ON = 16  # images by which layers are ranked
-NAMED = 5  # layers that lose most
-NEEDED = "onnx onnxscript onnxruntime"
+RANKED_ON = 16  # images for the ranking of layers
 
 
-class Judged(NamedTuple):
-    """How a network in a file does."""
+class NetworkScore(NamedTuple):
+    """A network in the comparison of float and int8."""
 
     name: str
-    agreement: float  # percent of the images to which it gives the float network's class
+    agreement: float  # percent of the images that get the float network's class
     accuracy: float | None  # percent of labelled images that are right
     megabytes: float
-    milliseconds: float  # for an image, in batches of `BATCH`
+    milliseconds: float  # per image, in batches of `BATCH`
+
+
+class QuantizedNetwork(NamedTuple):
+    """A network in int8, compared with float and with other calibrations."""
+
+    file: bytes
+    scores: list[NetworkScore]
+    tested_on: str  # which images the scores are of
+    damage: dict[str, float]  # see `damage`
+    kept: tuple[str, ...]  # layers left in float
 
 
 def quantize(
-    model: bytes, images: Tensor, keep_float: Collection[str] = (), only: Collection[str] | None = None
+    model: bytes, images: Tensor, keep_float: Collection[str] = (), only: Collection[str] = ()
 ) -> bytes:
     """An ONNX file of a network in int8.
 
     Args:
         model: an ONNX file whose input is `image` and whose output is `logits`.
-        images: float32 (N, C, H, W) in [0, 1], whose activations give the ranges (their least and greatest).
+        images: float32 (N, C, H, W) in [0, 1]; the smallest and the largest activations are the ranges.
         keep_float: names of layers, see `layers`, that stay in float.
-        only: names of the layers that alone are quantised; None for all.
+        only: names of layers to quantise, instead of all.
 
     Raises:
-        UserError: a package is missing, or nothing of the network can be quantised.
+        UserError: nothing in the network can be quantised.
     """
-    with _needed():
-        import onnx
-        from onnxruntime import quantization
     parsed = onnx.load_from_string(model)
     nodes = layers(parsed)
     if not nodes:
-        raise UserError(
-            "int8: the network has no convolution and no matrix with constant weights to be quantised"
+        raise UserError("int8: the network has no convolution and no linear layer with constant weights")
+    chosen = {nodes[name].name for name in only}
+    # With the ReLU that follows: alone, a layer would be blamed for rounding what its ReLU cuts off.
+    outputs = {output for name in only for output in nodes[name].output}
+    chosen |= {n.name for n in parsed.graph.node if n.op_type in ACTIVATIONS and n.input[0] in outputs}
+    kept = {nodes[name].name for name in keep_float}
+    with tempfile.TemporaryDirectory() as folder, plain_errors("the network cannot be quantised to int8"):
+        quantization.quantize_static(
+            parsed,
+            Path(folder, "int8.onnx"),
+            _Batches(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=sorted(chosen) or None,
+            nodes_to_exclude=sorted(kept) or None,
         )
-    chosen = _with_activations(parsed, nodes, only or ())
-    kept = {node.name for name, node in nodes.items() if name in keep_float}
-    with tempfile.TemporaryDirectory() as folder, without_logs():
-        file = Path(folder, "int8.onnx")
-        try:
-            quantization.quantize_static(
-                parsed,
-                file,
-                _Batches(images),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_quantize=sorted(chosen) or None,
-                nodes_to_exclude=sorted(kept) or None,
-            )
-        except Exception as error:  # it raises many kinds for operators and shapes that it does not know
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise UserError(
-                f"the network cannot be quantised to int8: {type(error).__name__}: {reason:.200}"
-            ) from error
-        quantised = onnx.load(file)
+        quantised = onnx.load(Path(folder, "int8.onnx"))
     _shield(quantised, kept)
     return quantised.SerializeToString()
 
 
 def layers(model: ModelProto) -> dict[str, NodeProto]:
-    """The layers with constant weights that can be quantised, in the order of the file, by the names that
-    they have in PyTorch."""
+    """The layers with constant weights, in the order of the file, by the names of their PyTorch modules."""
     weights = {value.name for value in model.graph.initializer}
     uses = Counter(name for node in model.graph.node for name in node.input)
     found: dict[str, NodeProto] = {}
@@ -100,28 +101,18 @@ def layers(model: ModelProto) -> dict[str, NodeProto]:
         constant = [name for name in node.input if name in weights]
         if node.op_type in WITH_WEIGHTS and constant:
             name = constant[0].removesuffix(".weight")
-            if name == constant[0] or uses[constant[0]] > 1:  # turned, or shared by layers
-                name = _module_of(node)
-            name = name.removeprefix("student.")  # the wrapper, see `runs.export.Shipped`
-            found[name if name not in found else node.name] = node
+            if name == constant[0] or uses[constant[0]] > 1:  # transposed, or shared by layers
+                scopes = {one.key: one.value for one in node.metadata_props}.get(SCOPES, "[]")
+                name = [node.name, *filter(None, literal_eval(scopes)[:-1])][-1]
+            name = name.removeprefix("student.")  # see `NormalizedNetwork`
+            found[node.name if name in found else name] = node
     return found
 
 
-def _module_of(node: NodeProto) -> str:
-    """The innermost module that PyTorch's exporter says a node is of, else the node's own name."""
-    for one in node.metadata_props:
-        if one.key == "pkg.torch.onnx.name_scopes":
-            scopes = [name for name in literal_eval(one.value)[:-1] if name]
-            return scopes[-1] if scopes else node.name
-    return node.name
-
-
 def _shield(model: ModelProto, kept: Collection[str]) -> None:
-    """Have layers that stay in float stay there: of one between a dequantised input and a quantised output
-    ONNX Runtime quantises the weights itself when it loads the file, all channels alike. A maximum with the
-    lowest number there is, which changes nothing, hides the input from it."""
-    from onnx import helper, numpy_helper
-
+    """Keep float layers in float. When ONNX Runtime loads a file, it quantises the weights of a layer between
+    a dequantised input and a quantised output itself, with one scale for all channels. A maximum with the
+    lowest float, which changes nothing, hides the input from it."""
     produced = {output: node.op_type for node in model.graph.node for output in node.output}
     for place, node in reversed(list(enumerate(model.graph.node))):
         if node.name in kept and produced.get(node.input[0]) == "DequantizeLinear":
@@ -133,184 +124,82 @@ def _shield(model: ModelProto, kept: Collection[str]) -> None:
             model.graph.node.insert(place, maximum)
 
 
-def _with_activations(model: ModelProto, nodes: Mapping[str, NodeProto], names: Collection[str]) -> set[str]:
-    """The nodes of layers of these names, and the activations behind them, in whose range their output is
-    quantised: alone, a convolution would be charged with what its ReLU cuts off."""
-    wanted = [node for name, node in nodes.items() if name in names]
-    outputs = {output for node in wanted for output in node.output}
-    behind = (node for node in model.graph.node if node.op_type in ACTIVATIONS and node.input[0] in outputs)
-    return {node.name for node in (*wanted, *behind)}
-
-
-def count_layers(model: bytes) -> int:
-    """How many layers of an ONNX file can be quantised."""
-    with _needed():
-        import onnx
-    return len(layers(onnx.load_from_string(model)))
-
-
-class OnnxNetwork:
-    """A network in an ONNX file, run by ONNX Runtime with as many threads as torch has.
-
-    Args:
-        model: the file's content.
-
-    Raises:
-        UserError: the package is missing.
-    """
-
-    def __init__(self, model: bytes):
-        with _needed():
-            import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images, float32 (N, C, H, W) in [0, 1]."""
-        return torch.from_numpy(self._session.run(None, {"image": images.numpy()})[0])
-
-
-def damage(
-    model: bytes, images: Tensor, on_layer: Callable[[str], Any] = lambda name: None
-) -> dict[str, float]:
-    """What each layer costs that alone is in int8: the mean square by which the logits differ, relative to
-    their variance; the costliest first.
+def damage(model: bytes, images: Tensor) -> dict[str, float]:
+    """What each layer costs when it alone is in int8: the mean square error of the logits relative to their
+    variance; the costliest first. Shows a progress bar.
 
     Args:
         model: an ONNX file.
-        images: float32 (N, C, H, W) in [0, 1], of which the first few are calibrated and compared with.
-        on_layer: is told of each layer that is done.
+        images: float32 (N, C, H, W) in [0, 1]; the first few are used to calibrate and to compare.
     """
-    with _needed():
-        import onnx
     few = images[:RANKED_ON]
-    ours, found = OnnxNetwork(model)(few), {}
-    for name in layers(onnx.load_from_string(model)):
-        theirs = OnnxNetwork(quantize(model, few, only=(name,)))(few)
-        found[name] = ((ours - theirs).square().mean() / ours.var().clamp_min(1e-12)).item()
-        on_layer(name)
+    expected, found = onnx_network(model)(few), {}
+    for name in tqdm(layers(onnx.load_from_string(model)), desc="layers", unit="layer"):
+        logits = onnx_network(quantize(model, few, only=(name,)))(few)
+        found[name] = ((expected - logits).square().mean() / expected.var().clamp_min(1e-12)).item()
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def table(rows: Sequence[Judged], judged_on: str) -> str:
-    """Files that were judged, as a Markdown table."""
-    accurate = any(row.accuracy is not None for row in rows)
-    head = ["", f"same class as float on {judged_on}", *["accuracy"] * accurate, "MB", "ms an image"]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        accuracy = [] if row.accuracy is None else [f"{row.accuracy:.2f} %"]
-        lines.append(
-            [row.name, f"{row.agreement:.2f} %", *accuracy, f"{row.megabytes:.2f}", f"{row.milliseconds:.2f}"]
-        )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-class Quantized(NamedTuple):
-    """A network in int8, and what it costs."""
-
-    file: bytes
-    rows: list[Judged]  # the float network, this one, and others that were calibrated on other images
-    damage: dict[str, float]  # see `damage`
-    kept: tuple[str, ...]  # layers that have stayed in float
-
-    def report(self, judged_on: str) -> str:
-        """The comparison as Markdown."""
-        worst = ", ".join(f"{name} ({100 * lost:.2g} %)" for name, lost in list(self.damage.items())[:NAMED])
-        kept = f"Left in float: {', '.join(self.kept)}." if self.kept else "All layers are in int8."
-        return (
-            f"{table(self.rows, judged_on)}\n\n{kept} Layers that lose most, alone in int8 (mean square "
-            f"error of the logits, of their variance): {worst}."
-        )
-
-
-def quantize_and_judge(
+def quantize_and_score(
     model: bytes,
     images: Tensor,
-    judged: Callable[[], Iterable[Tensor]],
-    labels: Tensor | None = None,
+    test: ImageSet,
+    tested_on: str,
+    labelled: bool,
     keep_float: int = 0,
     real: Tensor | None = None,
     in_pytorch: nn.Module | None = None,
-    on_layer: Callable[[str], Any] = lambda name: None,
-) -> Quantized:
-    """A network in int8, beside one that is calibrated on random images.
+) -> QuantizedNetwork:
+    """A network in int8, compared with float and with a calibration on random images.
 
     Args:
         model: an ONNX file.
         images: uint8 (N, C, H, W) to calibrate on, synthesised.
-        judged: makes batches of the images to judge on, uint8 (n, C, H, W).
-        labels: int64 of these, where they are real.
-        keep_float: number of layers to leave in float, those that lose most.
-        real: real images to calibrate on as well, for comparison.
+        test: images to score on; `tested_on` describes them, `labelled` if accuracy can be measured.
+        keep_float: number of layers to leave in float: those that cost most.
+        real: uint8 real images, for a comparison with a calibration on them.
         in_pytorch: the float network, to be timed as well.
-        on_layer: see `damage`.
     """
     inputs = to_float(images)
-    lost = damage(model, inputs, on_layer)
+    lost = damage(model, inputs)
     kept = tuple(lost)[:keep_float]
-    noise = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0))
-    ours = quantize(model, inputs, kept)
-    files = {
-        "float": model,
-        f"int8, calibrated on {len(images)} synthesised images": ours,
-        f"int8, calibrated on {len(images)} random images": quantize(model, noise, kept),
-    }
+    random = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0))
+    calibrations = {"synthesised": inputs, "random": random}
     if real is not None:
-        files[f"int8, calibrated on {len(real)} real images"] = quantize(model, to_float(real), kept)
+        calibrations["real"] = to_float(real)
+    files = {"float": model} | {
+        f"int8, calibrated on {len(some)} {kind} images": quantize(model, some, kept)
+        for kind, some in calibrations.items()
+    }
     networks: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
-        name: (OnnxNetwork(file), len(file)) for name, file in files.items()
+        name: (onnx_network(file), len(file)) for name, file in files.items()
     }
     if in_pytorch:
-        size = sum(value.numel() * value.element_size() for value in in_pytorch.state_dict().values())
-        networks["float, PyTorch"] = in_pytorch, size
-    batch = to_float(next(iter(judged())))
-    rows, reference = [], None
+        networks["float, PyTorch"] = in_pytorch, bytes_of(in_pytorch)
+    batch = to_float(next(test.batches(BATCH))[0])
+    scores, reference = [], None
     for name, (network, size) in networks.items():
         with torch.no_grad():
-            chosen = torch.cat([network(to_float(some)).argmax(1) for some in judged()])
-        reference = chosen if reference is None else reference  # the float file comes first
-        rows.append(
-            Judged(
+            predicted = torch.cat([network(to_float(some)).argmax(1) for some, _ in test.batches(BATCH)])
+        reference = predicted if reference is None else reference  # the float file comes first
+        scores.append(
+            NetworkScore(
                 name,
-                100 * (chosen == reference).double().mean().item(),
-                None if labels is None else 100 * (chosen == labels).double().mean().item(),
+                100 * (predicted == reference).double().mean().item(),
+                100 * (predicted == test.labels).double().mean().item() if labelled else None,
                 size / 1e6,
                 milliseconds(network, batch) / len(batch),
             )
         )
-    return Quantized(ours, rows, lost, kept)
+    return QuantizedNetwork(list(files.values())[1], scores, tested_on, lost, kept)
 
 
-def balanced(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Indices of `count` samples, or all where there are fewer, as even over the classes as they come: in
-    turn one of each class at random.
-
-    Args:
-        labels: int64 (N,).
-        count: how many are wanted.
-        rng: on the CPU.
-    """
-    order = torch.randperm(len(labels), generator=rng)
-    # Within a turn at random, so that a last, incomplete one favours no class.
-    return order[occurrences(labels[order]).argsort(stable=True)][:count]
-
-
-class _Batches:
-    """Images as ONNX Runtime asks for them; it is a `CalibrationDataReader` by its methods."""
+class _Batches(quantization.CalibrationDataReader):
+    """Calibration images in batches."""
 
     def __init__(self, images: Tensor):
-        self._parts = iter(images.split(BATCH))
+        self._batches = iter(images.split(BATCH))
 
     def get_next(self) -> dict[str, Any] | None:
-        part = next(self._parts, None)
-        return None if part is None else {"image": part.numpy()}
-
-
-@contextmanager
-def _needed() -> Iterator[None]:
-    """A package that is missing becomes one line."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(f"int8 needs packages that are missing: pip install {NEEDED}") from error
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch.numpy()}

@@ -1,0 +1,73 @@
+"""Students that start pruned."""
+
+import copy
+
+import pytest
+import torch
+from conftest import run_here, run_script
+from helpers import assert_refused, write_teacher
+from torch import nn
+
+from datafree import models
+from datafree.extras.pruned import keep_zeros, zeros_of
+
+TINY = "--epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 32 --g_steps 2 --lr 0.01".split()
+DIGITS = "--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --save_dir".split()
+
+
+def test_zeros_stay_zero_through_momentum_and_decay():
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*body, nn.Linear(8, 5))
+    with torch.no_grad():
+        network[0].weight[:, :2] = 0
+        network[5].weight[1] = 0
+    before = copy.deepcopy(network.state_dict())
+    assert zeros_of(network) == (8 * 2 * 9 + 8, 8 * 27 + 40)
+    keep_zeros(network)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network(torch.rand(4, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    for name, value in network.state_dict().items():
+        if name.endswith("weight") and value.dim() > 1:
+            assert torch.equal(value == 0, before[name] == 0), name
+            assert not torch.equal(value, before[name])
+
+
+def test_a_pruned_student_recovers_and_is_continued_only_from_its_own_start(tmp_path):
+    write_teacher(tmp_path / "teacher.pth")
+    torch.manual_seed(1)
+    student = models.create("wrn16_1", 10)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.dim() > 1:
+                parameter[parameter.abs() < parameter.abs().median()] = 0
+    torch.save(student.state_dict(), tmp_path / "pruned.pth")
+    words = [*TINY, *DIGITS, "run", "--student", "wrn16_1", "--keep_zeros"]
+    done = run_script("bsr_main.py", *words, "--student_ckpt", "pruned.pth", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained = torch.load(tmp_path / "run/student.pth", weights_only=True)["state_dict"]
+    for name, value in student.state_dict().items():
+        if value.dim() > 1:
+            assert (trained[name][value == 0] == 0).all()
+            assert not torch.equal(trained[name], value)
+    torch.save(models.create("wrn16_1", 10).state_dict(), tmp_path / "other.pth")
+    done = run_here("bsr_main.py", *words, "--resume", "--student_ckpt", "other.pth", cwd=tmp_path)
+    assert_refused(done, "student_start was")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--keep_zeros", "add --student_ckpt"),
+        ("--student_ckpt teacher.pth --pretrained", "contradict each other"),
+        ("--student_ckpt none.pth", "no checkpoint at none.pth"),
+        ("--student_ckpt teacher.pth --student vgg8", "vgg8 with 10 classes"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(flags, message, tmp_path):
+    write_teacher(tmp_path / "teacher.pth")
+    assert_refused(run_here("bsr_main.py", *TINY, *DIGITS, "no", *flags.split(), cwd=tmp_path), message)
+    assert not (tmp_path / "no").exists()
