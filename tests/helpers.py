@@ -226,7 +226,12 @@ FEW = {"img_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3, "epochs": 3, "warmu
 FEW |= {"ep_steps": 2, "batch_size": 16, "g_steps": 2, "lr": 0.01}
 
 
-# Files
+# Runs and files
+
+TINY = [
+    *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
+    *"--device cpu".split(),
+]
 
 
 def write_teacher(path: Path, arch="wrn16_1", num_classes=10, seed=0, **content):
@@ -258,6 +263,26 @@ def assert_refused(done, message):
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert message in done.stderr
+
+
+def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet18"), **config):
+    """A finished run's configuration and summary."""
+    folder.mkdir(parents=True)
+    on = method == "bsr"
+    networks = {"teacher": pair[0], "student": pair[1]}
+    components = {"dlw": on, "blg": on, "iho": on, "dlw_mode": "dynamic", "store_samples": True}
+    published = {"adv": 1.33, "oh_memory_size": 8, "oh_step": 0.1, "g_steps": 10}
+    settings = {"method": method, "dataset": "cifar10", **networks, "seed": seed, **components, **published}
+    (folder / "config.json").write_text(json.dumps({**settings, **config}))
+    top1 = {"last_top1": last, "best_top1_chosen_on_test_data": last + 1, "teacher_top1": 95.5}
+    counts = {"count_variation": 0.25, "count_entropy": 0.99}
+    spread = {"lof_relative_iqr": 0.05, "lof_outside_share": 0.01, "margin": 0.9}
+    (folder / "summary.json").write_text(json.dumps({**top1, **counts, **spread, "seconds": 120.0}))
+
+
+def write_metrics(folder, rows):
+    lines = [{"epoch": epoch, "seconds": {}, **row} for epoch, row in enumerate(rows)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # The golden numbers, and the fill rule of `tests/golden/README.md`

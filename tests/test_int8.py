@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 from conftest import run_here, run_script
+from helpers import assert_refused, write_folder, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scripts import assert_refused, write_folder, write_teacher
 from torch import nn
 
 import datafree

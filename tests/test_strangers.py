@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
+from helpers import TINY, assert_refused, metrics, write_teacher
 from safetensors import safe_open
-from test_scripts import TINY, assert_refused, metrics, write_teacher
 
 from datafree.errors import UserError
 from datafree.results.read import read_run
