@@ -46,6 +46,7 @@ from datafree.models.generator import Generator
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.repository import SampleRepository
 from datafree.runs.environment import environment
+from datafree.runs.measure import MeasuredDistiller
 from datafree.samples import Samples
 from datafree.settings import Settings, resolve
 from datafree.torch_utils import checkpoint
@@ -180,7 +181,7 @@ def bench_iho(table: Table) -> None:
     """An epoch's arrivals and removals, against scoring everything with scikit-learn."""
     for count, times in ((5_000, 4), (20_000, 3), (50_000, 3), (100_000, 1)):
         repository = filled_repository(noise_samples(count, 512))
-        operator = HomogeneityOperator(CLASSES, 256)
+        operator = HomogeneityOperator(CLASSES, 256, epochs=1000)
         operator.measure(repository.table())
         ours, theirs = [], []
         for _ in range(times):
@@ -201,7 +202,7 @@ def bench_iho(table: Table) -> None:
 
 def bench_kd_step(table: Table) -> None:
     distiller = bsr("wrn40_2", 20_000, bsr_settings(g_steps=1, kd_steps=1))
-    student, frozen = network(STUDENT).train(), distiller.teacher
+    student, frozen = network(STUDENT).train(), distiller.student.teacher
     resident = torch.randn(BATCH, *IMAGE_SHAPE).contiguous(memory_format=torch.channels_last)
 
     def bare() -> None:
@@ -243,7 +244,7 @@ def measure_reuse(table: Table, archs: tuple[str, str], steps: int, bars: dict[s
         def phase() -> None:
             phases: list[str] = []
             know(distiller, 0.7)
-            distiller.kd.train(distiller._batches(lambda phase, _loss: phases.append(phase)))
+            distiller.student.train(distiller.batches(lambda phase, _loss: phases.append(phase)))
             asked[amp] = len(phases)
 
         return phase
@@ -260,7 +261,7 @@ def bench_synthesis_step(table: Table) -> None:
         bsr("wrn40_2", 500, bsr_settings(steps, kd_steps=1, amp=amp)) for amp in ("off", "bf16")
     )
     targets = torch.randint(0, CLASSES, (BATCH,))
-    generator, frozen = distiller.synthesizer.generator, distiller.teacher
+    generator, frozen = distiller.synthesizer.generator, distiller.student.teacher
     student = network(STUDENT).eval().requires_grad_(False)
     z = torch.randn(BATCH, 256, requires_grad=True)
 
@@ -294,15 +295,16 @@ def bench_epoch(table: Table, folder: Path, samples: Samples) -> None:
 
     def ours(**changes: Any) -> Callable[[], None]:
         log = folder / f"samples-{'-'.join(changes)}.bin"
-        distiller = bsr(arch, 0, bsr_settings(g_steps, kd_steps, **changes), log)
+        of_ours = bsr_settings(g_steps, kd_steps, **changes)
+        distiller = bsr(arch, 0, of_ours, log)
         distiller.repository.add(samples)
-        epochs = iter(range(100))
+        run, epochs = MeasuredDistiller(distiller, of_ours), iter(range(100))
 
         def epoch() -> None:
-            if distiller.reuse:
+            if "reuse_teacher" in changes:
                 know(distiller, 0.7)
-            distiller.run_epoch(next(epochs))
-            checkpoint.save(distiller.state_dict(), folder / "checkpoint.pth")
+            run.run_epoch(next(epochs))
+            checkpoint.save(run.state_dict(), folder / "checkpoint.pth")
 
         return epoch
 
@@ -318,8 +320,9 @@ def bench_epoch(table: Table, folder: Path, samples: Samples) -> None:
 
 
 def bench_growth(table: Table, folder: Path) -> None:
+    settings = bsr_settings(g_steps=5, kd_steps=20)
     distillers = [
-        bsr("resnet20", count, bsr_settings(g_steps=5, kd_steps=20), folder / f"samples-{count}.bin")
+        MeasuredDistiller(bsr("resnet20", count, settings, folder / f"samples-{count}.bin"), settings)
         for count in (100_000, 5_000)
     ]
     saves = []

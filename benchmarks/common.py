@@ -11,11 +11,12 @@ from datafree import assemble, models
 from datafree.data.augment import Augment, Normalize
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.distiller import Distiller
-from datafree.evaluation import Evaluation
+from datafree.extras.teacher_cache import TeacherCache
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.runs.sample_log import SampleLog
 from datafree.samples import Samples
 from datafree.settings import Settings
+from datafree.synthesis.base import ignore_step
 
 AUGMENT = Augment(Normalize(*NORMALIZATIONS["cifar10"]), flip=True)
 CLASSES = 10
@@ -40,7 +41,7 @@ def noise_samples(count: int, dim: int, device: torch.device | str = "cpu") -> S
 def make_distiller(
     settings: Settings, teacher: nn.Module, student: nn.Module, count: int, log: Path | None = None
 ) -> Distiller:
-    """A run that has `count` samples of noise to begin with, and does not test the student.
+    """A run that begins with `count` samples of noise.
 
     Args:
         settings: resolved.
@@ -59,7 +60,6 @@ def make_distiller(
         num_classes=CLASSES,
         augment=AUGMENT,
         device=device,
-        evaluate=lambda _student: Evaluation(0.0, 0.0, 0.0, 0, 1),
         log=SampleLog(log, IMAGE_SHAPE, features.dim) if log else None,
     )
     distiller.repository.add(noise_samples(count, features.dim, device))
@@ -67,12 +67,13 @@ def make_distiller(
 
 
 def know(distiller: Distiller, share: float) -> None:
-    """Take a share of all views as known to the table, as after many epochs; what is known costs the same."""
-    reuse = distiller.reuse
-    rows = reuse._rows_of(distiller.repository.serials)
-    reuse._known.view(-1, reuse.views)[rows] = torch.rand(len(rows), reuse.views, device=rows.device) < share
+    """Mark a share of all views as known to the teacher's cache, as after many epochs."""
+    cache = distiller.batches.__self__  # type: ignore[attr-defined]
+    assert isinstance(cache, TeacherCache)
+    rows = cache._rows_of(distiller.repository.serials)
+    cache._known.view(-1, cache.views)[rows] = torch.rand(len(rows), cache.views, device=rows.device) < share
 
 
 def train_student(distiller: Distiller) -> None:
     """The part of an epoch that is KD: draw `kd_steps` batches, augment them, and take a step on each."""
-    distiller.kd.train(distiller._batches())
+    distiller.student.train(distiller.batches(ignore_step))

@@ -108,7 +108,7 @@ def main() -> None:
             Samples(nothing, labels, torch.randn(count, dim, device=device), *torch.rand(2, count))
         )
 
-    operator = HomogeneityOperator(CLASSES, BATCH)
+    operator = HomogeneityOperator(CLASSES, BATCH, epochs=1000)
     arrive(samples)
     start = time.perf_counter()
     operator.measure(repository.table())
@@ -131,7 +131,7 @@ def main() -> None:
             del reusing
             distiller = bsr(device, archs, samples, steps, **changes)
             kd = seconds(lambda d=distiller: train_student(d), device, 1) / steps
-            flops = step_flops(distiller.teacher, distiller.student, device)
+            flops = step_flops(distiller.student.teacher, distiller.student.network, device)
             rate = BATCH / kd
             share = flops * rate / figures["bf16_matrix_flops"]
             report(f"kd_images_per_second[{name}]", rate, f"{rate:,.0f} ({share:.1%} of the matrix rate)")

@@ -74,7 +74,7 @@ def main() -> None:
             log = SampleLog(Path(folder) / name, (3, size, size), 512) if large else None
             limit = 500 * 10**6 if large else None
             repository = SampleRepository((3, size, size), 512, CLASSES, log=log, resident_bytes=limit)
-            return repository, HomogeneityOperator(CLASSES, batch)
+            return repository, HomogeneityOperator(CLASSES, batch, epochs=1000)
 
         fill(*fresh("other"), 2 * batch, batch)  # what the libraries need for themselves
         repository, operator = fresh("samples")

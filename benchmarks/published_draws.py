@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import models
 from datafree.data.augment import Augment, Normalize
-from datafree.distiller import LAST_UNPRUNED
+from datafree.iho import LAST_UNPRUNED
 from datafree.repository import SampleRepository
 from datafree.samples import Samples
 from datafree.settings import Settings, resolve
@@ -78,7 +78,7 @@ def repeats(s: Settings, removed: str, flip: bool, seed: int) -> tuple[int, int]
 
 
 def removals_by_epoch(s: Settings, total: int) -> Iterator[int]:
-    """How many samples IHO removes in each epoch after the warm-up; it rests in the last ones."""
+    """How many samples IHO removes in each epoch after the warm-up; none in the last ones."""
     epochs = s.epochs - s.warmup - LAST_UNPRUNED
     for epoch in range(epochs):
         yield total * (epoch + 1) // epochs - total * epoch // epochs

@@ -1,4 +1,4 @@
-"""Two threads in all and the project's folders on the path, for every test; how to run a script."""
+"""For every test: two threads in all, the project's folders on the path, fixtures; how to run a script."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from pathlib import Path
 # On a machine shared with others, threads that spin while they wait cost many times what they gain.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,11 +22,21 @@ THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(THREADS)
+hypothesis.settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("plain")
 
 
 @pytest.fixture
 def rng():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def networks():
+    """A frozen teacher and a student, see `helpers.classifier`."""
+    from helpers import classifier
+
+    return classifier(0).requires_grad_(False), classifier(1)
 
 
 def run_script(name: str, *args: object, cwd: Path, timeout: float = 300, **environment: str):

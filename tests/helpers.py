@@ -273,39 +273,23 @@ class Malicious:
 
 
 def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet18"), **config):
-    """The folder of a finished run on CIFAR-10, without its metrics."""
+    """A finished run's configuration and summary."""
     folder.mkdir(parents=True)
     on = method == "bsr"
-    flags = {
-        "method": method,
-        "dataset": "cifar10",
-        "teacher": pair[0],
-        "student": pair[1],
-        "seed": seed,
-        "dlw": on,
-        "blg": on,
-        "iho": on,
-        "dlw_mode": "dynamic",
-        "store_samples": True,
-        "adv": 1.33,
-        "oh_memory_size": 8,
-        "oh_step": 0.1,
-        "g_steps": 10,
-        **config,
-    }
-    (folder / "config.json").write_text(json.dumps(flags))
-    summary = {
-        "last_top1": last,
-        "best_top1_chosen_on_test_data": last + 1,
-        "teacher_top1": 95.5,
-        "count_variation": 0.25,
-        "count_entropy": 0.99,
-        "lof_relative_iqr": 0.05,
-        "lof_outside_share": 0.01,
-        "margin": 0.9,
-        "seconds": 120.0,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary))
+    networks = {"teacher": pair[0], "student": pair[1]}
+    components = {"dlw": on, "blg": on, "iho": on, "dlw_mode": "dynamic", "store_samples": True}
+    published = {"adv": 1.33, "oh_memory_size": 8, "oh_step": 0.1, "g_steps": 10}
+    settings = {"method": method, "dataset": "cifar10", **networks, "seed": seed, **components, **published}
+    (folder / "config.json").write_text(json.dumps({**settings, **config}))
+    top1 = {"last_top1": last, "best_top1_chosen_on_test_data": last + 1, "teacher_top1": 95.5}
+    counts = {"count_variation": 0.25, "count_entropy": 0.99}
+    spread = {"lof_relative_iqr": 0.05, "lof_outside_share": 0.01, "margin": 0.9}
+    (folder / "summary.json").write_text(json.dumps({**top1, **counts, **spread, "seconds": 120.0}))
+
+
+def write_metrics(folder, rows):
+    lines = [{"epoch": epoch, "seconds": {}, **row} for epoch, row in enumerate(rows)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 # The golden numbers, and the fill rule of `tests/golden/README.md`

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import golden_data as golden
+import helpers
 import numpy as np
 import pytest
 import torch
-from making import named
+from helpers import named
 from PIL import Image
 from scipy.io import savemat
 
@@ -187,7 +187,7 @@ def test_public_resnets_classify_the_original_cifar10_as_published(tmp_path):
     subprocess.run(unpack, check=True, capture_output=True)
     test = load_split("cifar10", "test", tmp_path)
     normalize = Normalize(*NORMALIZATIONS["imagenet"])
-    for arch, golden_numbers in golden.load("he_resnet.json").items():
+    for arch, golden_numbers in helpers.golden("he_resnet.json").items():
         expected = golden_numbers["original"]
         assert test.labels[:8].tolist() == expected["labels_first8"]
         file = SHARED / "teachers" / golden_numbers["file"]

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 from conftest import run_here
-from making import assert_refused, write_run
+from helpers import assert_refused, write_run
 from scipy import stats
 
 from datafree.errors import UserError

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_scripts import metrics, write_teacher
+from helpers import metrics, write_teacher
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCK = re.compile(r"<!-- (.+?) -->\n```python\n(.*?)```\n", re.DOTALL)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import run_here
+from helpers import write_teacher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_scripts import write_teacher
 
 CASES = int(os.environ.get("FUZZ_CASES", "50"))
 RUN = [

@@ -1,9 +1,9 @@
 """The published implementation's numbers (tests/golden/README.md), all of them."""
 
-import golden_data as golden
 import numpy as np
 import pytest
 import torch
+from helpers import GOLDEN, fill, golden, random_state
 from torch import nn
 
 from datafree import losses, models
@@ -25,11 +25,11 @@ from datafree.synthesis.fast_meta import FastMetaSynthesizer
 from datafree.synthesis.generative import GenerativeSynthesizer
 from datafree.synthesis.nayer import NayerSynthesizer
 
-ALGORITHM = golden.load("algorithm.json")
-KEYS = golden.load("state_dict_keys.json")
-MODELS = golden.load("models.json")
-HE_RESNETS = golden.load("he_resnet.json")
-IHO = golden.load("iho.json")
+ALGORITHM = golden("algorithm.json")
+KEYS = golden("state_dict_keys.json")
+MODELS = golden("models.json")
+HE_RESNETS = golden("he_resnet.json")
+IHO = golden("iho.json")
 NORMALIZE = Normalize(*NORMALIZATIONS["cifar10"])
 
 
@@ -60,8 +60,8 @@ def test_he_resnets_have_the_keys_of_the_public_checkpoints(arch):
 
 @pytest.mark.parametrize("arch", MODELS)
 def test_network_reproduces_logits_and_penultimate_features(arch):
-    network = golden.fill(models.create(arch, 10), "")
-    images = torch.from_numpy(golden.random_state(0).random_sample((4, 3, 32, 32)))
+    network = fill(models.create(arch, 10), "")
+    images = torch.from_numpy(random_state(0).random_sample((4, 3, 32, 32)))
     features = PenultimateFeatures(network)
     with torch.no_grad(), features.capture():
         logits = network(images)
@@ -74,8 +74,8 @@ def test_network_reproduces_logits_and_penultimate_features(arch):
 
 
 def generator_and_images():
-    generator = golden.fill(Generator(nz=256, ngf=64, img_size=32), "generator:").train()
-    z = torch.from_numpy(golden.random_state(1).standard_normal((16, 256)))
+    generator = fill(Generator(nz=256, ngf=64, img_size=32), "generator:").train()
+    z = torch.from_numpy(random_state(1).standard_normal((16, 256)))
     with torch.no_grad():
         return generator, generator(z)
 
@@ -90,8 +90,8 @@ def test_generator_reproduces_its_images():
 
 
 def test_loss_terms():
-    student = torch.from_numpy(3 * golden.random_state(2).standard_normal((16, 10)))
-    teacher = torch.from_numpy(3 * golden.random_state(3).standard_normal((16, 10)))
+    student = torch.from_numpy(3 * random_state(2).standard_normal((16, 10)))
+    teacher = torch.from_numpy(3 * random_state(3).standard_normal((16, 10)))
     actual = {
         "kldiv_T1": losses.kldiv(student, teacher, 1),
         "kldiv_T20": losses.kldiv(student, teacher, 20),
@@ -107,8 +107,8 @@ def test_loss_terms():
 
 
 def teacher_and_student():
-    teacher = golden.fill(models.create("wrn16_1", 10), "teacher:").requires_grad_(False)
-    student = golden.fill(models.create("wrn16_1", 10), "student:")
+    teacher = fill(models.create("wrn16_1", 10), "teacher:").requires_grad_(False)
+    student = fill(models.create("wrn16_1", 10), "student:")
     mixed = {
         key: 0.97 * teacher.state_dict()[key] + 0.03 * value if value.is_floating_point() else value
         for key, value in student.state_dict().items()
@@ -135,7 +135,7 @@ def test_synthesis_calls(meta_gradient):
     context = SynthesisInputs(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
     synthesizer = FastMetaSynthesizer(context, settings, generator)
     for call in ALGORITHM[f"synthesis_{meta_gradient}"]:
-        z = torch.from_numpy(golden.random_state(call["z_seed"]).standard_normal((16, 256)))
+        z = torch.from_numpy(random_state(call["z_seed"]).standard_normal((16, 256)))
         made = synthesizer.synthesize(torch.tensor(call["targets"]), 0.5, z=z)
         for term in ("oh", "bn"):
             close(made.steps[term], [step[term] for step in call["per_step"]])
@@ -157,11 +157,11 @@ def test_synthesis_calls(meta_gradient):
 
 def test_distillation_steps():
     teacher, _ = teacher_and_student()
-    student = golden.fill(models.create("wrn16_1", 10), "student:").train()
+    student = fill(models.create("wrn16_1", 10), "student:").train()
     settings = Settings(epochs=400, warmup=0, lr=0.2, momentum=0.9, weight_decay=1e-4, T=20)
     trainer = StudentTrainer(teacher, student, settings, torch.device("cpu"))
     for step in ALGORITHM["kd"]["steps"]:
-        images = golden.random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
+        images = random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
         close(trainer.lr, step["lr"])
         close(trainer.step(NORMALIZE(torch.from_numpy(images))), step["loss"])
         trainer.scheduler.step()
@@ -172,7 +172,7 @@ def test_distillation_steps():
         assert abs(state[name].mean().item() - expected["mean"]) <= 1e-6 * scale
 
 
-@pytest.mark.parametrize("case", golden.load("dlw.json"))
+@pytest.mark.parametrize("case", golden("dlw.json"))
 def test_dlw_sequences(case):
     dlw = DynamicLossWeight(
         case["alpha_min"], 1.0, case["step"], case["memory_size"], case["warmup"], len(case["adv"])
@@ -184,7 +184,7 @@ def test_dlw_sequences(case):
     close(alphas, case["alpha"])
 
 
-@pytest.mark.parametrize("case", golden.load("blg.json"))
+@pytest.mark.parametrize("case", golden("blg.json"))
 def test_blg_probabilities(case):
     close(label_probabilities(torch.tensor(case["counts"])), case["probabilities"])
 
@@ -192,7 +192,7 @@ def test_blg_probabilities(case):
 @pytest.mark.parametrize("case", IHO)
 def test_iho_factors_and_removals(case):
     expected = IHO[case]
-    stored = np.load(golden.FOLDER / "iho_features.npz")
+    stored = np.load(GOLDEN / "iho_features.npz")
     features = [torch.from_numpy(stored[f"{case}/{k}"]) for k in range(expected["num_classes"])]
     assert [len(rows) for rows in features] == expected["sizes"]
     labels = torch.repeat_interleave(torch.tensor(expected["sizes"]))
@@ -210,19 +210,19 @@ def test_iho_factors_and_removals(case):
 
 # The other methods: `peers.json`
 
-PEERS = golden.load("peers.json")
+PEERS = golden("peers.json")
 GENERATIVE = [name for name in PEERS["generative"] if name in METHODS]
 
 
 def large_generator(nz):
     generator = Generator(nz=nz, ngf=64, img_size=32, start=4)
-    return golden.fill(generator, "large:").train()
+    return fill(generator, "large:").train()
 
 
 def test_large_generator_reproduces_its_images():
     generator, expected = large_generator(256), PEERS["large_generator"]
     assert shapes(generator) == expected["state_dict"]
-    z = torch.from_numpy(golden.random_state(1).standard_normal((16, 256)))
+    z = torch.from_numpy(random_state(1).standard_normal((16, 256)))
     with torch.no_grad():
         images = generator(z)
     close(images.mean().item(), expected["mean"])
@@ -243,7 +243,7 @@ def test_generator_steps(method, monkeypatch):
     nz = METHODS[method].nz
     synthesizer = GenerativeSynthesizer(context, settings, large_generator(nz))
     for number, step in enumerate(expected["steps"]):
-        z = torch.from_numpy(golden.random_state(60 + number).standard_normal((16, nz)))
+        z = torch.from_numpy(random_state(60 + number).standard_normal((16, nz)))
         monkeypatch.setattr(synthesizer, "_noise", lambda *_shape, z=z: z)
         made = synthesizer.synthesize(torch.zeros(16, dtype=torch.long), settings.oh)
         for term, value in step.items():
@@ -259,17 +259,17 @@ def test_nayer_reproduces_two_calls(monkeypatch):
     teacher, student = teacher_and_student()
     generator = LabelGenerator(512, 10, 40)
     assert shapes(generator) == expected["generator"]["state_dict"]
-    golden.fill(generator, "nayer:")
+    fill(generator, "nayer:")
     given = {"method": "nayer", "warmup": 1, "synthesis_batch_size": 40, "g_steps": 4}
     settings = resolve({**given, "g_loops": 1, "gwp_loops": 1, "label_embedding": "onehot"})[0]
     context = SynthesisInputs(teacher, student, OnlyNormalize(NORMALIZE), (3, 32, 32), torch.Generator())
     made = NayerSynthesizer(context, settings, generator)
-    made.table = torch.from_numpy(golden.random_state(44).standard_normal((10, 512)))
+    made.table = torch.from_numpy(random_state(44).standard_normal((10, 512)))
     call = 0
 
     def draw_noise():
         for number, layer in enumerate(generator.le1):
-            weights = golden.random_state(100 + 10 * call + number).standard_normal((1000, 512))
+            weights = random_state(100 + 10 * call + number).standard_normal((1000, 512))
             with torch.no_grad():
                 layer.weight.copy_(torch.from_numpy(weights))
                 layer.bias.zero_()
@@ -295,14 +295,12 @@ def test_nayer_reproduces_two_calls(monkeypatch):
 @pytest.mark.parametrize("bank", ["empty_bank", "with_bank"])
 def test_cmi_contrastive_loss(bank):
     expected = PEERS["cmi_contrastive"][bank]
-    new_local, new_global = (
-        torch.from_numpy(golden.random_state(40 + i).standard_normal((8, 24))) for i in (0, 1)
-    )
-    local, whole = (torch.from_numpy(golden.random_state(40 + i).standard_normal((12, 24))) for i in (2, 3))
+    new_local, new_global = (torch.from_numpy(random_state(40 + i).standard_normal((8, 24))) for i in (0, 1))
+    local, whole = (torch.from_numpy(random_state(40 + i).standard_normal((12, 24))) for i in (2, 3))
     new_local.requires_grad_()
     new_global.requires_grad_()
     head = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 16))
-    golden.fill(head, "cmi_head:")
+    fill(head, "cmi_head:")
     cached = torch.cat([whole, local], 1) if bank == "with_bank" else torch.empty(0, 48, dtype=torch.float64)
     loss = contrast(head, new_global, new_local, cached, PEERS["cmi_contrastive"]["temperature"])
     loss.backward()

@@ -13,8 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
-from making import FEW, flags, named, samples, small
-from test_scripts import assert_refused, metrics, write_folder
+from helpers import FEW, assert_refused, flags, metrics, named, samples, small, write_folder
 from torch import nn
 
 import datafree

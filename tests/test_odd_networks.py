@@ -6,8 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import run_here
-from making import FEW, small
-from test_scripts import assert_refused, write_teacher
+from helpers import FEW, assert_refused, small, write_teacher
 from torch import nn
 
 import datafree

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
-from making import TINY, assert_refused, metrics, write_run, write_teacher
+from helpers import TINY, assert_refused, metrics, write_run, write_teacher
 from PIL import Image
 
 from datafree import models

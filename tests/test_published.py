@@ -1,7 +1,7 @@
 """The published figures beside those of runs."""
 
 import pytest
-from making import named, write_run
+from helpers import named, write_run
 
 from datafree.results.published import Published
 from datafree.results.read import read_run

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from conftest import ROOT, run_here
-from making import assert_refused, write_metrics, write_run
+from helpers import assert_refused, write_metrics, write_run
 
 from datafree.errors import UserError
 from datafree.results.read import find_runs, read_run

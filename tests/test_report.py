@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_here, run_script
-from making import (
+from helpers import (
     TINY,
     assert_refused,
     metrics,

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import ROOT
-from making import write_metrics, write_run
+from helpers import write_metrics, write_run
 
 from datafree.errors import UserError
 from datafree.results import style

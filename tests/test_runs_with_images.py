@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import run_here, run_script
-from making import assert_refused, metrics, write_folder, write_teacher
+from helpers import assert_refused, metrics, write_folder, write_teacher
 
 
 def test_distilling_with_real_images_and_with_a_folder_of_others(tmp_path):

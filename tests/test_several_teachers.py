@@ -6,8 +6,7 @@ import re
 import pytest
 import torch
 from conftest import run_here, run_script
-from making import flags, named
-from test_scripts import assert_refused, metrics, write_teacher
+from helpers import assert_refused, flags, metrics, named, write_teacher
 
 from datafree import models
 from datafree.errors import UserError

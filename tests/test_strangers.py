@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, run_here, run_script
-from test_scripts import TINY, assert_refused, metrics, write_teacher
+from helpers import TINY, assert_refused, metrics, write_teacher
 
 from datafree.errors import UserError
 from datafree.results.read import read_run
@@ -112,8 +112,6 @@ def test_closed_streams_stop_nothing_and_no_file_takes_their_place(cwd):
     assert metrics(cwd / "new") == metrics(cwd / "out")
     line = " ".join([sys.executable, str(ROOT / "scripts/table.py"), "nowhere", ">&-", "2>&-"])
     assert subprocess.run(["sh", "-c", line], cwd=cwd, timeout=60).returncode == 2
-
-
 
 
 def test_matplotlib_is_asked_for_no_window_whatever_the_environment_says(cwd):

@@ -5,51 +5,22 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, run_here
-from making import flags
-from test_methods import classifier
-from test_scripts import assert_refused
+from conftest import ROOT
 
-import datafree
-from datafree.data.augment import Augment, Normalize
-from datafree.errors import UserError
 from datafree.methods import METHODS
-from datafree.models.generator import Generator
-from datafree.results.read import FinishedRun
-from datafree.synthesis.base import SynthesisInputs
-from datafree.synthesis.create import create_synthesizer
 
 # From the top layer down: a package imports from the layers below it, and from itself.
-LAYERS = [
-    ["cli"],
-    ["deploy"],
-    ["results"],
-    ["api"],
-    ["runs"],
-    ["assemble"],
-    ["extras"],
-    ["distiller"],
-    ["student"],
-    ["evaluation"],
-    ["repository"],
-    ["iho", "blg", "balance"],
-    ["neighbours"],
-    ["synthesis"],
-    ["samples"],
-    ["losses"],
-    ["networks"],
-    ["data"],
-    ["torch_utils"],
-    ["settings"],
-    ["methods", "dlw"],
-    ["errors", "models"],
-]
-# Names of things, which need nothing: the settings are defined with them.
+LAYERS = """
+    cli | deploy | results | api | runs | assemble | extras | distiller parallel | student | evaluation |
+    repository | iho blg balance | neighbours | synthesis | samples | losses | networks | data | torch_utils |
+    settings | methods dlw | errors models
+"""
+LAYERS = [layer.split() for layer in LAYERS.split("|")]
+NOT_THE_PAPER = {"cli", "deploy", "results", "api", "runs", "assemble", "extras"}
+# Names and numbers without imports: the settings are defined with them.
 LEAVES = {"datafree.data.datasets", "datafree.networks.names"}
 
 
@@ -68,26 +39,48 @@ def imported(tree):
                 yield f"datafree.{alias.name}" if node.module == "datafree" else node.module
 
 
-def room(module):
+def package(module):
     return module.split(".")[1]
 
 
-def test_imports_go_down_the_floors():
-    floor = {name: number for number, names in enumerate(LAYERS) for name in names}
+def test_imports_go_down_the_layers():
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names}
     wrong = []
     for module, tree in modules():
-        assert room(module) in floor, f"{module} has no floor"
+        assert package(module) in layer, f"{module} has no layer"
         for target in set(imported(tree)) - LEAVES:
-            if room(target) != room(module) and floor[room(target)] <= floor[room(module)]:
+            if package(target) != package(module) and layer[package(target)] <= layer[package(module)]:
                 wrong.append(f"{module} imports {target}")
     assert not wrong
 
 
-def test_every_room_of_the_list_is_there_and_is_documented():
+def test_the_core_imports_nothing_but_the_core():
+    for module, tree in modules():
+        if package(module) not in NOT_THE_PAPER:
+            assert not {package(target) for target in imported(tree)} & NOT_THE_PAPER, module
+
+
+def test_every_layer_exists_and_is_documented():
     page = (ROOT / "docs/development.md").read_text()
-    rooms = {room(module) for module, _ in modules()} | {"models"}
-    assert rooms == {name for names in LAYERS for name in names}
-    assert not [name for name in rooms if f"`{name}" not in page]
+    packages = {package(module) for module, _ in modules()} | {"models"}
+    assert packages == {name for names in LAYERS for name in names}
+    assert not [name for name in packages if f"`{name}" not in page]
+
+
+def test_an_epoch_is_read_on_one_screen():
+    tree = dict(modules())["datafree.distiller"]
+    (epoch,) = (node for node in ast.walk(tree) if getattr(node, "name", "") == "run_epoch")
+    assert epoch.end_lineno - epoch.lineno < 30
+    assert sum(isinstance(node, (ast.If, ast.IfExp)) for node in ast.walk(epoch)) <= 3
+
+
+def test_no_test_file_imports_another():
+    names = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                found = {getattr(node, "module", ""), *(alias.name for alias in node.names)}
+                assert not found & names, f"{path.name}, line {node.lineno}"
 
 
 def test_every_method_is_explained():
@@ -97,61 +90,8 @@ def test_every_method_is_explained():
 
 def test_the_components_know_nothing_of_settings_files_and_each_other():
     for module, tree in modules():
-        if room(module) in ("dlw", "blg", "iho"):
+        if package(module) in ("dlw", "blg", "iho"):
             assert set(imported(tree)) <= {"datafree.neighbours"}
-
-
-def test_a_run_older_than_a_setting_has_its_default():
-    run = FinishedRun(Path("x"), {"method": "bsr"}, {})
-    assert run.setting("oh_memory_size") == 8
-
-
-class Watched:
-    """Settings that note what is asked of them."""
-
-    def __init__(self, settings):
-        self.settings, self.asked = settings, set()
-
-    def __getattr__(self, name):
-        self.asked.add(name)
-        return getattr(self.settings, name)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_takes_the_settings_that_its_synthesizer_asks_for(method):
-    teacher, student = classifier(0).requires_grad_(False), classifier(1)
-    augment = Augment(Normalize((0.5,) * 3, (0.5,) * 3), flip=True)
-    rng = torch.Generator().manual_seed(0)
-    context = SynthesisInputs(teacher, student, augment, (3, 8, 8), rng, autocast=nullcontext)
-    watched = Watched(flags("--method", method, "--g_steps", 1, "--warmup", 0, "--is_maml", 1))
-    synthesizer = create_synthesizer(context, watched)
-    synthesizer.calls = 119  # so that the next one draws layers anew, where a method does
-    targets = synthesizer.targets(4, lambda count: torch.zeros(count, dtype=torch.long))
-    synthesizer.synthesize(targets, 0.5)
-    elsewhere = {"oh", "cmi_init"}  # asked for by the distiller and by the run
-    common = {"method", "warmup", "blg", "rounds", "synthesis_batch_size"}
-    assert watched.asked - common == set(METHODS[method].takes) - elsewhere
-
-
-@pytest.mark.parametrize("size", [8, 13, 30, 299])
-def test_a_generator_makes_images_of_any_size(size):
-    images = Generator(nz=4, ngf=2, img_size=size)(torch.randn(2, 4))
-    assert images.shape == (2, 3, size, size)
-
-
-def test_distillation_runs_at_an_odd_size():
-    from making import FEW, small
-
-    _, metrics = datafree.distill(small(0), small(1), **{**FEW, "img_size": 13})
-    assert metrics[-1]["repository"] == 42
-    with pytest.raises(UserError, match="from 8 to 2048"):
-        datafree.distill(small(0), small(1), **{**FEW, "img_size": 7})
-
-
-def test_one_line_says_which_program_refused(tmp_path):
-    assert_refused(
-        run_here("scripts/table.py", "nowhere", cwd=tmp_path), "table.py: error: no run in nowhere"
-    )
 
 
 # The package

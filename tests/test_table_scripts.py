@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT, run_here
-from making import metrics, write_teacher
+from helpers import metrics, write_teacher
 
 from datafree.cli import bsr
 from datafree.settings import resolve

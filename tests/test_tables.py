@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import run_here
-from making import assert_refused, write_metrics, write_run
+from helpers import assert_refused, write_metrics, write_run
 from scipy import stats
 
 from datafree.results.measures import BALANCE
