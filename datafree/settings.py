@@ -412,7 +412,6 @@ class QuantizeSettings(Machine, Synthesis):
 
 
 AnyTraining = TypeVar("AnyTraining", bound=Training)
-RealSettings = TypeVar("RealSettings", TrainSettings, KDSettings)
 FIELDS = settings_of(Settings)
 TABLE = tuple(dict.fromkeys(one.name for one in (*FIELDS, *settings_of(KDSettings)) if "t" in one.uses))
 LIBRARY = tuple(one.name for one in FIELDS if "l" in one.uses)
