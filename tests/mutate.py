@@ -39,6 +39,7 @@ EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
 ODD = "tests/test_odd_networks.py"
 REUSE = "tests/test_reuse.py"
+SETTINGS = "tests/test_settings.py"
 METHODS, NAYER = "tests/test_methods.py", "tests/test_nayer.py"
 INT8, SEVERAL = "tests/test_int8.py", "tests/test_several_teachers.py"
 MUTANTS = [
@@ -197,12 +198,12 @@ MUTANTS = [
     Mutant("networks/check_network.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
     Mutant("api.py", "if parts(teacher) & parts(student):", "if False:", ODD),
     # Published settings and wiring
-    Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', PRINT),
-    Mutant("methods.py", '"lr_g": 0.1,', '"lr_g": 0.01,', PRINT),
-    Mutant("methods.py", '"act": 0.001', '"act": 0.01', PRINT),
-    Mutant("methods.py", "nz=512", "nz=256", PRINT),
-    Mutant("methods.py", 'divergence="l1"', 'divergence="kl"', PRINT),
-    Mutant("methods.py", "5: (3e-3, 0.01)", "5: (2e-3, 0.01)", PRINT),
+    Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', SETTINGS),
+    Mutant("methods.py", '"lr_g": 0.1,', '"lr_g": 0.01,', SETTINGS),
+    Mutant("methods.py", '"act": 0.001', '"act": 0.01', SETTINGS),
+    Mutant("methods.py", "nz=512", "nz=256", SETTINGS),
+    Mutant("methods.py", 'divergence="l1"', 'divergence="kl"', SETTINGS),
+    Mutant("methods.py", '5): {"lr_g": 3e-3', '5): {"lr_g": 2e-3', SETTINGS),
     Mutant(
         "synthesis/generative.py",
         '"act": s.act, "balance": s.balance',
@@ -320,7 +321,7 @@ MUTANTS = [
         "common[0], *common[1:]",
         PRINT + " -k processes_draw",
     ),
-    Mutant("settings.py", "if min(sizes) < 2:", "if sizes[0] < 2:", PRINT),
+    Mutant("settings.py", "(s.synthesis_batch_size < 2,", "(s.batch_size < 2,", SETTINGS),
     Mutant("data/augment.py", "PADDING + 1, (2, n)", "PADDING, (2, n)", PRINT),
     Mutant("data/augment.py", "ASPECT = (3 / 4, 4 / 3)", "ASPECT = (3 / 4, 1)", PRINT),
     Mutant(
