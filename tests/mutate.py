@@ -37,6 +37,7 @@ GOLDEN = "tests/test_golden.py"
 PARTS = "tests/test_components.py"
 EPOCH = "tests/test_epoch.py"
 STRANGERS = "tests/test_strangers.py"
+CHECKPOINT, NETWORKS = "tests/test_checkpoint.py", "tests/test_networks.py"
 ODD = "tests/test_odd_networks.py"
 REUSE = "tests/test_reuse.py"
 SETTINGS = "tests/test_settings.py"
@@ -150,36 +151,14 @@ MUTANTS = [
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         "tests/test_faults.py -k two_commands",
     ),
-    Mutant("torch_utils/checkpoint.py", "            os.fsync(file.fileno())\n", "", PRINT),
+    Mutant("torch_utils/checkpoint.py", "            os.fsync(file.fileno())\n", "", CHECKPOINT),
+    Mutant("torch_utils/checkpoint.py", "and zipfile.ZipFile(file).testzip()", "and False", CHECKPOINT),
+    Mutant("torch_utils/checkpoint.py", "weights_only=True", "weights_only=False", CHECKPOINT),
     Mutant(
-        "torch_utils/checkpoint.py",
-        "value.numel() * value.element_size() > size",
-        "False",
-        STRANGERS + " -k kinds",
-    ),
-    Mutant(
-        "torch_utils/checkpoint.py",
-        "if hashlib.sha256(data).digest() != ",
-        "if False and hashlib.sha256(data).digest() != ",
-        "tests/test_faults.py -k spoilt_checkpoints",
-    ),
-    Mutant(
-        "torch_utils/unpickle.py",
-        'raise HoldsObjects(f"{module}.{name}")',
-        "return super().find_class(module, name)",
-        STRANGERS + " -k asks",
-    ),
-    Mutant("torch_utils/unpickle.py", "if code != pickle.BYTEARRAY8[0]", "if True", STRANGERS + " -k claims"),
-    Mutant("torch_utils/unpickle.py", "pickle._Unpickler", "pickle.Unpickler", STRANGERS + " -k claims"),
-    Mutant(
-        "torch_utils/budget.py",
-        "        self.bytes -= _takes(function, args, kwargs)\n",
-        "",
-        STRANGERS + " -k description",
-    ),
-    Mutant("torch_utils/budget.py", "        self.operations -= 1\n", "", STRANGERS + " -k description"),
-    Mutant(
-        "networks/portable.py", "arguments = without_weights(arguments)", "pass", STRANGERS + " -k connection"
+        "networks/student_file.py",
+        "arguments = without_weights(arguments)",
+        "pass",
+        NETWORKS + " -k connection",
     ),
     Mutant(
         "runs/resume.py",
@@ -189,13 +168,9 @@ MUTANTS = [
     ),
     Mutant("runs/schema.py", "opened.read(longest + 1)", "opened.read()", STRANGERS + " -k huge"),
     Mutant("runs/stored.py", "if not known or", "if", STRANGERS + " -k cannot_be_are"),
-    Mutant("networks/check_network.py", "            _require_gradient(network, images)\n", "", ODD),
-    Mutant("networks/check_network.py", "    if not torch.equal(own, images):", "    if False:", ODD),
-    Mutant(
-        "torch_utils/unpickle.py", "_plain(*unpickler.stack[hashed])\n", "pass\n", STRANGERS + " -k few_bytes"
-    ),
-    Mutant("torch_utils/unpickle.py", "if self.most < 0:", "if False:", STRANGERS + " -k few_bytes"),
-    Mutant("networks/check_network.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
+    Mutant("networks/check.py", "            _require_gradient(network, images)\n", "", ODD),
+    Mutant("networks/check.py", "    if not torch.equal(own, images):", "    if False:", ODD),
+    Mutant("networks/check.py", "gradient is None or not gradient.any()", "gradient is None", ODD),
     Mutant("api.py", "if parts(teacher) & parts(student):", "if False:", ODD),
     # Published settings and wiring
     Mutant("methods.py", '"g_steps": 200', '"g_steps": 100', SETTINGS),
@@ -406,7 +381,7 @@ MUTANTS = [
     Mutant("runs/int8.py", "kept = tuple(lost)[:keep_float]", "kept = tuple(lost)[-keep_float:]", INT8),
     Mutant("runs/int8.py", "per_channel=True", "per_channel=False", INT8),
     Mutant("networks/pruned.py", "gradient * mask", "gradient", f"{INT8} -k zeros"),
-    Mutant("networks/teacher.py", "torch.stack(logits).mean(0)", "torch.stack(logits).sum(0)", SEVERAL),
+    Mutant("extras/several_teachers.py", "]).mean(0)", "]).sum(0)", SEVERAL),
     Mutant("networks/bn_statistics.py", "return max(torch.stack", "return min(torch.stack", INT8),
     Mutant(
         "runs/distillation.py", '"student_start": self.session.student_start', '"student_start": None', INT8

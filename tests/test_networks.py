@@ -129,7 +129,7 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     assert ("no BatchNorm2d statistics" in done.stdout) == (kind == "a ViT")
     assert "MFLOPs an image" in done.stdout
     config = json.loads((cwd / "out/config.json").read_text())
-    assert config["judged_by"] == "agreement"
+    assert config["judged_by"] == "holdout_agreement"
     source = ["--student", student] if ".py:" in student else []
     exported = run_here("scripts/export.py", "out", *source, cwd=cwd)
     assert exported.returncode == 0, exported.stderr
@@ -221,10 +221,14 @@ def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):
     row = metrics(cwd / "out")[-1]
     assert row["repository"] == 42  # an eighth of 48 is held out, for the agreement
     summary = json.loads((cwd / "out/summary.json").read_text())
-    assert (summary["last_top1"], summary["last_agreement"]) == (row["test_top1"], row["agreement"])
+    assert summary["last_top1"] == row["test_top1"]
+    assert summary["last_holdout_agreement"] == row["holdout_agreement"]
     assert f"student, last epoch                  {row['test_top1']:.2f} %" in done.stdout
-    assert f"agreement, last epoch                {row['agreement']:.2f} % (agreement with" in done.stdout
-    assert json.loads((cwd / "out/config.json").read_text())["judged_by"] == "accuracy"
+    assert (
+        f"agreement, last epoch                {row['holdout_agreement']:.2f} % (agreement with"
+        in done.stdout
+    )
+    assert json.loads((cwd / "out/config.json").read_text())["judged_by"] == "test_top1"
     write_folder(cwd / "more", splits=("x",), classes=("a", "b"), count=2)
     other = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "more/x", "--save_dir", "o", cwd=cwd)
     assert_refused(other, "has 2 class folders, and the teacher 3 classes")

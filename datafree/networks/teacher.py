@@ -139,15 +139,8 @@ def _channels_of(state: Mapping[str, Tensor]) -> int | None:
 
 def own_settings(network: nn.Module) -> dict[str, Any]:
     """Image size, mean and standard deviation in a network's own configuration, as timm's have one."""
-    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-    if not isinstance(config, Mapping):
-        return {}
-    found: dict[str, Any] = {}
+    config = getattr(network, "pretrained_cfg", None)
+    config = config if isinstance(config, Mapping) else {}
     size = config.get("input_size")
-    if isinstance(size, (list, tuple)) and len(size) == 3:
-        found["img_size"] = int(size[-1])
-    for name in ("mean", "std"):
-        values = config.get(name)
-        if isinstance(values, (list, tuple)) and values:
-            found[name] = tuple(float(value) for value in values)
-    return found
+    found = {"img_size": size and int(size[-1]), "mean": config.get("mean"), "std": config.get("std")}
+    return {name: value for name, value in found.items() if value}
