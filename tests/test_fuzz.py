@@ -31,7 +31,7 @@ READERS = {
     "overwrite": ("bsr_main.py", *RUN, "--overwrite", "--epochs", "0"),
 }
 JSON = ("config.json", "summary.json", "metrics.jsonl")
-FILES = (*JSON, "samples.bin", "checkpoint.pth", "checkpoint.previous.pth", "student.pth", "log.txt", ".lock")
+FILES = (*JSON, "samples.bin", "checkpoint.pth", "checkpoint.previous.pth", "student.pth", "log.txt")
 
 
 @pytest.fixture(scope="module")

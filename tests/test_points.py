@@ -69,37 +69,29 @@ def test_points_and_targets_are_written_as_published(runs, points):
     assert counts[:, 1].tolist() == metrics(runs / "bsr")[-1]["counts"]
 
 
-def test_features_come_from_the_chosen_network(runs, tmp_path, monkeypatch):
-    run = read_run(runs / "bsr")
-    samples, embedded = read_samples(run), []
-    monkeypatch.setattr(
-        show_points_ablation, "embed", lambda features, *_: embedded.append(features) or features[:, :2]
-    )
-    for network in ("student", "teacher"):
-        words = ["x", str(runs / "bsr"), "--features", network, "--output", str(tmp_path), "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", words)
-        show_points_ablation.run()
-    content = torch.load(runs / "bsr/student.pth", weights_only=True)
-    student = models.create("wrn16_1", 10).eval()
-    student.load_state_dict(content["state_dict"])
-    inputs = Normalize(run.config["mean"], run.config["std"])(samples.images(torch.arange(64)) / 255)
-    logits = student.fc(torch.from_numpy(embedded[0]))
-    torch.testing.assert_close(logits, student(inputs), rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(embedded[1], samples.features)
-
-
-def test_features_come_from_the_chosen_layer(runs, tmp_path, monkeypatch):
+def test_features_come_from_the_chosen_network_and_layer(runs, tmp_path, monkeypatch):
     embedded = []
-    monkeypatch.setattr(
-        show_points_ablation, "embed", lambda features, *_: embedded.append(features) or features[:, :2]
-    )
-    for more in ([], ["--feature_layer", "fc"], ["--feature_layer", "block3"]):
+
+    def embed(features, *_):
+        embedded.append(features)
+        return features[:, :2]
+
+    monkeypatch.setattr(show_points_ablation, "embed", embed)
+    for more in ([], ["--features", "teacher"], ["--feature_layer", "fc"], ["--feature_layer", "block3"]):
         words = ["x", str(runs / "bsr"), *more, "--output", str(tmp_path), "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", words)
         show_points_ablation.run()
-    by_default, of_classifier, of_block = embedded
-    np.testing.assert_array_equal(of_classifier, by_default)
-    assert of_block.shape == (64, 32 * 16 * 16)  # what goes into the last block, a row an image
+    of_student, of_teacher, of_classifier, of_block = embedded
+    run = read_run(runs / "bsr")
+    samples = read_samples(run)
+    student = models.create("wrn16_1", 10).eval()
+    student.load_state_dict(torch.load(runs / "bsr/student.pth", weights_only=True)["state_dict"])
+    inputs = Normalize(run.config["mean"], run.config["std"])(samples.images(torch.arange(64)) / 255)
+    logits = student.fc(torch.from_numpy(of_student))
+    torch.testing.assert_close(logits, student(inputs), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(of_teacher, samples.features)
+    np.testing.assert_array_equal(of_classifier, of_student)
+    assert of_block.shape == (64, 32 * 16 * 16)  # the last block's input, a row for each image
 
 
 @pytest.mark.parametrize("engine", ["openTSNE", "scikit-learn"])
@@ -133,14 +125,6 @@ def test_fewer_points_than_samples_are_drawn_at_random(runs):
     assert read_csv(runs / "few/bsr_counts.csv")[1][:, 1].sum() == 64
 
 
-def test_the_ablation_is_drawn_as_png_and_pdf(points, tmp_path):
-    done = run_script("show_result/ablation.py", "--points", points, "--output", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ("ablation_points", "ablation_counts"):
-        assert Image.open(tmp_path / f"{name}.png").width > 600
-        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-
-
 PUBLISHED = ("basic", "blg", "dlw", "iho", "dlw-blg", "dlw-iho", "iho-blg", "omz8")  # as their tags end
 
 
@@ -157,7 +141,7 @@ def write_published(folder):
             path.write_text("\n".join([header, *rows]) + "\n")
 
 
-def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(points, tmp_path, monkeypatch):
+def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(tmp_path):
     shutil.copytree(ROOT / "show_result/ablation_points", tmp_path / "points")
     write_published(tmp_path / "points")
     tags = ablation.find_tags(tmp_path / "points")
@@ -167,11 +151,14 @@ def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(points, 
     ]
     one = ablation.read_variant(tmp_path / "points", "bsr-r34r18c10-omz8")
     assert one.counts.tolist() == [5] * 10
-    done = run_script("show_result/ablation.py", "--points", "points", "--output", tmp_path, cwd=tmp_path)
+    done = run_here("show_result/ablation.py", "--points", "points", "--output", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    for name in ("ablation_points", "ablation_counts"):
+        assert Image.open(tmp_path / f"{name}.png").width > 600
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(runs, tmp_path, monkeypatch):
+def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(runs, tmp_path):
     with pytest.raises(UserError, match=r"scripts/ablation.sh"):
         show_points_ablation.finished_runs(tmp_path)
     for folder in ("run/ablation/one", "run/ablation/two", "run/other"):
@@ -187,7 +174,7 @@ def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(r
     assert sorted(show_points_ablation.finished_runs(tmp_path)) == ["again", "other"]
 
 
-def test_the_sweep_is_drawn_with_runs_laid_over(tmp_path):
+def test_the_published_sweep_is_drawn_with_runs_laid_over(tmp_path):
     for seed, size, last in ((0, 2, 94.0), (1, 2, 95.0), (0, 8, 94.5)):
         write_run(tmp_path / f"runs/{size}-{seed}", seed, last, oh_memory_size=size)
     done = run_script("show_result/hyperparameters/hp.py", "runs", "--output", "out", cwd=tmp_path)
@@ -198,14 +185,9 @@ def test_the_sweep_is_drawn_with_runs_laid_over(tmp_path):
         "8,94.5,0,1",
     ]
     assert Image.open(tmp_path / "out/hp.png").width > 1500
-
-
-def test_the_points_in_the_repository_are_the_published_ones(tmp_path):
-    done = run_script("show_result/hyperparameters/hp.py", "--output", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
     for name in ("oh_memory_size", "oh_step_coarse", "oh_step_fine"):
-        own = ROOT / f"show_result/hyperparameters/{name}.csv"
-        assert own.read_text() == (tmp_path / f"{name}.csv").read_text()
+        kept = ROOT / f"show_result/hyperparameters/{name}.csv"
+        assert kept.read_text() == (tmp_path / f"out/{name}.csv").read_text()
 
 
 def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
@@ -222,29 +204,15 @@ def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
     student = torch.load(tmp_path / "other/student.pth")
     student["state_dict"] = models.create("wrn40_1", 10).state_dict()
     torch.save(student, tmp_path / "other/student.pth")
-    assert_refused(run_here(POINTS, "other", cwd=tmp_path), "is not a checkpoint of wrn16_1")
-    layer = run_here(POINTS, runs / "bsr", "--features", "teacher", "--feature_layer", "fc", cwd=tmp_path)
-    assert_refused(layer, "--feature_layer is for --features student")
-    unknown = run_here(POINTS, runs / "bsr", "--feature_layer", "fx", cwd=tmp_path)
-    assert_refused(unknown, "has no such layer, did you mean fc?")
-    twice = run_here(POINTS, runs / "bsr", runs / "bsr", cwd=tmp_path)
-    assert_refused(twice, "as many different --tags")
-    nothing = run_here("show_result/ablation.py", "--points", tmp_path, cwd=tmp_path)
-    assert_refused(nothing, "no *_points.csv in")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,x,y\n")
-    damaged = run_here("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
-    assert_refused(damaged, "cannot read damaged/a_points.csv")
-    (tmp_path / "damaged/a_points.csv").write_text(",0,1\n0,1,2\n")
-    for name, last in (("targets", 7), ("counts", 1)):
-        (tmp_path / f"damaged/a_{name}.csv").write_text(f",0\n0,{last}\n")
-    unlike = run_here("show_result/ablation.py", "--points", "damaged", cwd=tmp_path)
-    assert_refused(unlike, "do not belong together")
-    sweep = "show_result/hyperparameters/hp.py"
-    assert_refused(run_here(sweep, "nowhere", cwd=tmp_path), "no run in")
+    refused(POINTS, "other", message="is not a checkpoint of wrn16_1")
+    words = ("--features", "teacher", "--feature_layer", "fc")
+    refused(POINTS, runs / "bsr", *words, message="--feature_layer is for --features student")
+    refused(POINTS, runs / "bsr", "--feature_layer", "fx", message="has no such layer, did you mean fc?")
+    refused(POINTS, runs / "bsr", runs / "bsr", message="as many different --tags")
+    refused("show_result/ablation.py", "--points", tmp_path, message="no *_points.csv in")
     for seed, epochs in ((0, 420), (1, 5)):
         write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
-    assert_refused(run_here(sweep, "sweep", cwd=tmp_path), "differ in epochs too")
+    refused("show_result/hyperparameters/hp.py", "sweep", message="differ in epochs too")
 
 
 def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neither(runs, tmp_path):

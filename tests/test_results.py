@@ -68,13 +68,7 @@ def test_the_headline_of_the_readme_is_that_of_its_table():
     ("text", "message"),
     [
         ("<!-- scripts/table.py results --sort -->\n| lost |", "there is no <!-- end --> behind it"),
-        (
-            "<!-- scripts/table.py results --sort -->\n<!-- scripts/table.py results -->\n<!-- end -->",
-            "page, the table of 'results --sort': there is no <!-- end --> behind it",
-        ),
-        ("<!-- scripts/table.py results 'x -->\n<!-- end -->", "No closing quotation"),
         ("<!-- scripts/table.py results/cifar10_cpu --columns lasst -->\n<!-- end -->", "did you mean last"),
-        ("<!-- scripts/table.py results/none -->\n<!-- end -->", "no run in"),
     ],
 )
 def test_a_table_that_cannot_be_made_is_named(text, message):
