@@ -205,10 +205,10 @@ def test_the_library_does_the_same_whatever_the_defaults_are(around):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mean": 0.5}, "give one number a channel"),
-        ({"mean": None}, "give one number a channel"),
-        ({"std": "0.5"}, "give one number a channel"),
-        ({"std": (1e-300,) * 3}, "those of std 1e-06 or more"),
+        ({"mean": 0.5}, "give 1 or 3 finite numbers each"),
+        ({"mean": None}, "give 1 or 3 finite numbers each"),
+        ({"std": "0.5"}, "give 1 or 3 finite numbers each"),
+        ({"std": (1e-300,) * 3}, "std 1e-06 or more"),
         ({"evaluate": lambda _: None}, "evaluate returned None: return the accuracy in percent"),
         ({"evaluate": lambda _: "good"}, "evaluate returned 'good'"),
     ],
