@@ -145,7 +145,7 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     assert logits.argmax(1).tolist() == expected.argmax(1).tolist()
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
     card = (cwd / "out/export/model_card_onnx.md").read_text()
-    assert "this is not accuracy" in card
+    assert "This is not accuracy" in card
     assert f"| student | {student} |" in card
 
 
@@ -223,11 +223,6 @@ def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):
     summary = json.loads((cwd / "out/summary.json").read_text())
     assert summary["last_top1"] == row["test_top1"]
     assert summary["last_holdout_agreement"] == row["holdout_agreement"]
-    assert f"student, last epoch                  {row['test_top1']:.2f} %" in done.stdout
-    assert (
-        f"agreement, last epoch                {row['holdout_agreement']:.2f} % (agreement with"
-        in done.stdout
-    )
     assert json.loads((cwd / "out/config.json").read_text())["judged_by"] == "test_top1"
     write_folder(cwd / "more", splits=("x",), classes=("a", "b"), count=2)
     other = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "more/x", "--save_dir", "o", cwd=cwd)
