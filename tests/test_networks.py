@@ -145,7 +145,7 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     assert logits.argmax(1).tolist() == expected.argmax(1).tolist()
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
     card = (cwd / "out/export/model_card_onnx.md").read_text()
-    assert "this is not accuracy" in card
+    assert "This is not accuracy" in card
     assert f"| student | {student} |" in card
 
 

@@ -104,7 +104,7 @@ def test_the_student_of_the_best_epoch_is_kept_and_called_what_it_is(digits_run)
     content = {**best, "best_epoch": best["best_epoch"] + 1}  # as a run with other roundings may leave it
     shutil.copytree(out, cwd / "other")
     torch.save(content, cwd / "other/student_best.pth")
-    assert_refused(run_here("scripts/export.py", "other", "--best", cwd=cwd), "not of the best epoch")
+    assert_refused(run_here("scripts/export.py", "other", "--best", cwd=cwd), "not from the best epoch")
     scored = run_here(
         *f"bsr_main.py --dataset digits --student {STUDENT} --evaluate_only --resume".split(),
         out / "student_best.pth",
