@@ -16,6 +16,7 @@ from datafree.methods import METHODS
 from datafree.models.generator import Generator, LabelGenerator
 from datafree.neighbours import SlotTable
 from datafree.networks.penultimate import PenultimateFeatures
+from datafree.samples import Batch
 from datafree.settings import Settings, resolve
 from datafree.student import StudentTrainer
 from datafree.synthesis import nayer
@@ -163,7 +164,8 @@ def test_distillation_steps():
     for step in ALGORITHM["kd"]["steps"]:
         images = random_state(step["image_seed"]).random_sample((16, 3, 32, 32))
         close(trainer.lr, step["lr"])
-        close(trainer.step(NORMALIZE(torch.from_numpy(images))), step["loss"])
+        loss = trainer.loss(Batch(NORMALIZE(torch.from_numpy(images))))
+        close(trainer.descend(loss), step["loss"])
         trainer.scheduler.step()
     state = student.state_dict()
     for name, expected in ALGORITHM["kd"]["params_after"].items():
@@ -197,7 +199,7 @@ def test_iho_factors_and_removals(case):
     assert [len(rows) for rows in features] == expected["sizes"]
     labels = torch.repeat_interleave(torch.tensor(expected["sizes"]))
     numbers = torch.arange(len(labels))
-    operator = HomogeneityOperator(expected["num_classes"], expected["batch_size"])
+    operator = HomogeneityOperator(expected["num_classes"], expected["batch_size"], epochs=100)
     spread = operator.measure(SlotTable(torch.cat(features), labels, numbers, numbers))
     for label, factors in expected["lof"].items():
         actual = spread.factors[labels == int(label)][: len(factors)]
