@@ -52,62 +52,43 @@ class Evaluation:
         return f"{self.top1:.2f} % ({self.correct:,} of {self.count:,} right)"
 
 
-def evaluate(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> Evaluation:
-    """Top-1 and top-5 accuracy, and recall of each class, of a network in eval mode; its mode is restored.
+@torch.no_grad()
+def predict(
+    network: nn.Module, batches: Iterable[Tensor], normalize: Callable[[Tensor], Tensor], device: torch.device
+) -> Tensor:
+    """A network's logits (N, classes), on the device, in single precision and eval mode; its mode is
+    restored.
 
     Args:
         network: on the device.
-        batches: uint8 images (N, C, H, W) and labels (N,).
-        normalize: maps images in [0, 1] to what the network sees.
-        device: where the network is.
+        batches: uint8 images (n, C, H, W), N in all, 1 or more.
+        normalize: maps images in [0, 1] to the network's input.
+        device: of the network.
     """
-    return _evaluate(network, batches, normalize, device)[0]
-
-
-@torch.no_grad()
-def _evaluate(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> tuple[Evaluation, Tensor]:
-    """Like `evaluate`; also returns the predicted classes, int64 (N,)."""
     training = network.training
     network.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
-    by_class = torch.zeros(2, 0, dtype=torch.long, device=device)
-    classes: list[Tensor] = []
-    for images, labels in batches:
-        labels = labels.to(device, non_blocking=True)
+    logits = []
+    for images in batches:
         inputs = normalize(to_float(images.to(device, non_blocking=True)))
-        logits = network(inputs.contiguous(memory_format=torch.channels_last)).float()
-        top = logits.topk(min(5, logits.shape[1])).indices
-        right = top == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        seen = torch.full_like(loss, len(labels))
-        totals += torch.stack([right[:, 0].sum(), right.sum(), loss.double(), seen])
-        if not classes:
-            by_class = by_class.new_zeros(2, logits.shape[1])
-        by_class.index_add_(1, labels, torch.stack([right[:, 0].long(), torch.ones_like(labels)]))
-        classes.append(top[:, 0])
+        logits.append(network(inputs.contiguous(memory_format=torch.channels_last)).float())
     network.train(training)
-    correct, correct5, loss_sum, total = totals.tolist()
-    count = max(1.0, total)
-    recall = [round(100 * hits / n, 2) if n else None for hits, n in by_class.T.tolist()]
-    evaluation = Evaluation(
-        100 * correct / count,
-        100 * correct5 / count,
-        loss_sum / count,
-        int(correct),
-        int(total),
-        tuple(recall),
+    return torch.cat(logits)
+
+
+def score(logits: Tensor, labels: Tensor) -> Evaluation:
+    """Top-1 and top-5 accuracy, loss, and recall of each class, of logits (N, classes) for labels (N,)."""
+    labels, classes = labels.to(logits.device), logits.shape[1]
+    right = logits.topk(min(5, classes)).indices == labels[:, None]
+    hits = torch.bincount(labels[right[:, 0]], minlength=classes).tolist()
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    return Evaluation(
+        100 * sum(hits) / len(labels),
+        100 * int(right.sum()) / len(labels),
+        F.cross_entropy(logits.double(), labels).item(),
+        sum(hits),
+        len(labels),
+        tuple(round(100 * hit / n, 2) if n else None for hit, n in zip(hits, counts, strict=True)),
     )
-    return evaluation, torch.cat(classes) if classes else torch.zeros(0, dtype=torch.long, device=device)
 
 
 class Evaluator:
@@ -115,8 +96,8 @@ class Evaluator:
 
     Args:
         images: to score on.
-        normalize: maps images in [0, 1] to what the networks see.
-        device: where the networks are.
+        normalize: maps images in [0, 1] to the networks' input.
+        device: of the networks.
         teacher: in eval mode; evaluated once, when it is first needed. None where there is none.
     """
 
@@ -130,26 +111,25 @@ class Evaluator:
         self.images, self.normalize, self.device, self.teacher = images, normalize, device, teacher
 
     def __call__(self, network: nn.Module) -> Evaluation:
-        """Accuracy of a network, and its agreement with the teacher."""
-        if network is self.teacher:
-            return self._teacher[0]
-        evaluation, classes = self._evaluate(network)
-        if self.teacher is None:
+        """Accuracy of a network, and its agreement with the teacher if it is another network."""
+        logits = self._teacher_logits if network is self.teacher else self._predict(network)
+        evaluation = score(logits, self.images.labels)
+        if self.teacher is None or network is self.teacher:
             return evaluation
-        same = (classes == self._teacher[1]).double().mean().item()
+        same = (logits.argmax(1) == self._teacher_logits.argmax(1)).double().mean().item()
         return replace(evaluation, agreement=100 * same)
 
     @cached_property
-    def _teacher(self) -> tuple[Evaluation, Tensor]:
+    def _teacher_logits(self) -> Tensor:
         assert self.teacher is not None
         with torch.autocast(self.device.type, enabled=False):  # also where the student is scored in half
-            return self._evaluate(self.teacher)
+            return self._predict(self.teacher)
 
-    def _evaluate(self, network: nn.Module) -> tuple[Evaluation, Tensor]:
-        batch = BATCH
-        if self.device.type == "cuda" and self.images.read(torch.tensor([0])).shape[-1] <= SMALL:
-            batch = GPU_BATCH
-        return _evaluate(network, self.images.batches(batch), self.normalize, self.device)
+    def _predict(self, network: nn.Module) -> Tensor:
+        small = self.images.read(torch.tensor([0])).shape[-1] <= SMALL
+        size = GPU_BATCH if small and self.device.type == "cuda" else BATCH
+        batches = (images for images, _ in self.images.batches(size))
+        return predict(network, batches, self.normalize, self.device)
 
 
 class HeldOut:
@@ -158,8 +138,8 @@ class HeldOut:
     Args:
         image_shape: (C, H, W).
         teacher: in eval mode; its class counts as the right one.
-        normalize: maps images in [0, 1] to what the networks see.
-        device: where the networks are.
+        normalize: maps images in [0, 1] to the networks' input.
+        device: of the networks.
     """
 
     def __init__(
@@ -184,14 +164,12 @@ class HeldOut:
     def evaluate(self, student: nn.Module) -> Evaluation:
         """Agreement of the student with the teacher: accuracy against the teacher's class. Zeros while
         nothing is held out."""
-        return evaluate(student, self._labelled(), self.normalize, self.device)
-
-    def _labelled(self) -> Iterable[tuple[Tensor, Tensor]]:
-        for images in self.images.split(BATCH):
-            inputs = self.normalize(to_float(images.to(self.device)))
-            with torch.autocast(self.device.type, enabled=False):  # as `Evaluator` does
-                logits = self.teacher(inputs.contiguous(memory_format=torch.channels_last))
-            yield images, logits.argmax(1)
+        if not len(self.images):
+            return Evaluation(0.0, 0.0, 0.0, 0, 0)
+        how = self.images.split(BATCH), self.normalize, self.device
+        with torch.autocast(self.device.type, enabled=False):  # as `Evaluator` does
+            labels = predict(self.teacher, *how).argmax(1)
+        return score(predict(student, *how), labels)
 
     def state_dict(self) -> dict:
         return {"images": self.images, "seen": self.seen}
@@ -202,4 +180,4 @@ class HeldOut:
         """
         if state["images"].shape[1:] != self.images.shape[1:] or state["images"].dtype != torch.uint8:
             raise ValueError("the samples held out are of another shape")
-        self.images, self.seen = state["images"], int(state.get("seen", 0))
+        self.images, self.seen = state["images"], int(state["seen"])

@@ -20,7 +20,7 @@ from datafree.data.image_spec import image_spec, recorded_spec
 from datafree.data.load import load_split
 from datafree.data.pixels import to_float
 from datafree.errors import UserError
-from datafree.evaluation import evaluate
+from datafree.evaluation import Evaluator
 from datafree.networks.teacher import load_teacher, read_teacher
 from datafree.settings import Data
 
@@ -196,7 +196,7 @@ def test_public_resnets_classify_the_original_cifar10_as_published(tmp_path):
         with torch.no_grad():
             logits = teacher(normalize(to_float(images(test)[:8])))
         np.testing.assert_allclose(logits, expected["logits_first8"], atol=1e-3)
-        assert evaluate(teacher, test.batches(128), normalize, CPU).correct == expected["correct"]
+        assert Evaluator(test, normalize, CPU)(teacher).correct == expected["correct"]
 
 
 def test_teachers_are_trained_on_crops_of_whole_images(tmp_path):

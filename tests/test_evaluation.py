@@ -3,7 +3,7 @@
 import torch
 from helpers import CPU, NORMALIZE, ConstantLogits, samples
 
-from datafree.evaluation import MOST, HeldOut, evaluate
+from datafree.evaluation import MOST, HeldOut, predict, score
 
 GREY = torch.full((4, 3, 8, 8), 128, dtype=torch.uint8)
 
@@ -18,7 +18,7 @@ def test_a_student_agrees_with_its_teacher_only_where_both_give_the_same_class()
 def test_the_fifth_class_counts_for_top_5_and_the_sixth_does_not():
     network = ConstantLogits(*(6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
     for label, top1, top5 in ((0, 100, 100), (4, 0, 100), (5, 0, 0)):
-        scores = evaluate(network, [(GREY, torch.full((4,), label))], NORMALIZE, CPU)
+        scores = score(predict(network, [GREY], NORMALIZE, CPU), torch.full((4,), label))
         assert (scores.top1, scores.top5) == (top1, top5)
 
 
