@@ -223,6 +223,8 @@ def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):
     summary = json.loads((cwd / "out/summary.json").read_text())
     assert summary["last_top1"] == row["test_top1"]
     assert summary["last_holdout_agreement"] == row["holdout_agreement"]
+    assert f"student, last epoch                  {row['test_top1']:.2f} %" in done.stdout
+    assert f"{row['holdout_agreement']:.2f} % (with the teacher on synthetic samples" in done.stdout
     assert json.loads((cwd / "out/config.json").read_text())["judged_by"] == "test_top1"
     write_folder(cwd / "more", splits=("x",), classes=("a", "b"), count=2)
     other = run_script("bsr_main.py", *TINY, *more, "--eval_folder", "more/x", "--save_dir", "o", cwd=cwd)
