@@ -66,8 +66,9 @@ class NoPruning:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all neighbours; the repository has other samples from here on."""
+        """Forget all samples: the repository has others from here on."""
         self.lists = NeighbourLists(self.k)
+        self._scores: OutlierScores | None = None
 
     def prune(self, repository: Repository, epoch: int) -> None:
         """Leave all samples where they are."""
@@ -116,7 +117,6 @@ class HomogeneityOperator(NoPruning):
         super().__init__(num_classes, k)
         self.limit = math.ceil(batch_size / num_classes) + 1
         self.end = epochs - LAST_UNPRUNED
-        self._scores: OutlierScores | None = None
 
     def prune(self, repository: Repository, epoch: int) -> None:
         """Score all samples, and remove those that `select` selects."""

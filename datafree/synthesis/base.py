@@ -89,6 +89,7 @@ class Synthesizer(ABC):
     """
 
     calls: int = 0
+    parts: tuple[str, ...] = ()  # names of the attributes whose state lasts from call to call
     asks_for_classes = True  # whether the images should be of the classes given to `synthesize`
     settings: Settings
 
@@ -128,10 +129,16 @@ class Synthesizer(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next call depends on."""
-        return {"calls": self.calls}
+        return {"calls": self.calls, **{name: getattr(self, name).state_dict() for name in self.parts}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state returned by `state_dict`."""
+        """Restore a state returned by `state_dict`.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: the state is from a run with other settings.
+        """
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state[name])
         self.calls = int(state["calls"])
 
     def _noise(self, *shape: int) -> Tensor:

@@ -60,6 +60,8 @@ class CMISynthesizer(Synthesizer):
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; created if not given.
     """
 
+    parts = ("head", "head_optimizer")
+
     def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: Generator | None = None):
         super().__init__(inputs)
         self.generator = generator or inputs.make_generator(METHODS[settings.method])
@@ -140,20 +142,11 @@ class CMISynthesizer(Synthesizer):
         return contrast(self.head, global_views, local_views, cached, self.settings.cr_T)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "head": self.head.state_dict(),
-            "head_optimizer": self.head_optimizer.state_dict(),
-            "bank": self.bank,
-            "calls": self.calls,
-        }
+        return {**super().state_dict(), "bank": self.bank}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.head.load_state_dict(state["head"])
-        self.head_optimizer.load_state_dict(state["head_optimizer"])
-        if state["bank"].shape[1:] != self.bank.shape[1:]:
-            raise ValueError("the bank is from a run with another network")
+        super().load_state_dict(state)
         self.bank = state["bank"].to(self.bank)
-        self.calls = int(state["calls"])
 
 
 def contrast(

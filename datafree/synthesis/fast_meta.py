@@ -4,7 +4,6 @@ that a few steps suffice for a batch. BSR synthesises with it. Its `fast` form h
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +40,7 @@ class FastMetaSynthesizer(Synthesizer):
         generator: maps latent codes (B, nz) to images (B, C, H, W) in [0, 1]; created if not given.
     """
 
+    parts = ("generator", "meta_optimizer", "statistics")
     clones = True  # whether a call optimises a clone or the generator itself
 
     def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: Generator | None = None):
@@ -101,20 +101,6 @@ class FastMetaSynthesizer(Synthesizer):
                     layer.weight.normal_(1, 0.02, generator=self.rng)
                     layer.bias.zero_()
         self.processes.broadcast(list(self.generator.parameters()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator.state_dict(),
-            "meta_optimizer": self.meta_optimizer.state_dict(),
-            "statistics": self.statistics.state_dict(),
-            "calls": self.calls,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.load_state_dict(state["generator"])
-        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.statistics.load_state_dict(state["statistics"])
-        self.calls = int(state["calls"])
 
 
 class FastSynthesizer(FastMetaSynthesizer):

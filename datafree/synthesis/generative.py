@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +66,7 @@ class GenerativeSynthesizer(Synthesizer):
         self.asks_for_classes = settings.blg  # else images only need some class
         self.optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr_g, betas=ADAM_BETAS)
         self.follower = copy.deepcopy(self.generator) if settings.ema_generator else None
+        self.parts = ("generator", "optimizer", *(["follower"] if self.follower else []))
 
     def synthesize(self, targets: Tensor, alpha: float, on_step: OnStep = ignore_step) -> Synthesis:
         """See `Synthesizer.synthesize`."""
@@ -125,18 +125,3 @@ class GenerativeSynthesizer(Synthesizer):
             return self._generate(count)
         half = count // 2
         return torch.cat([self._generate(count - half), self._generate(half, self.follower)])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": self.generator.state_dict(),
-            "follower": self.follower.state_dict() if self.follower else None,
-            "optimizer": self.optimizer.state_dict(),
-            "calls": self.calls,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.load_state_dict(state["generator"])
-        if self.follower:
-            self.follower.load_state_dict(state["follower"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.calls = int(state["calls"])

@@ -48,6 +48,8 @@ class NayerSynthesizer(Synthesizer):
         UserError: there are no such embeddings.
     """
 
+    parts = ("statistics",)
+
     def __init__(self, inputs: SynthesisInputs, settings: Settings, generator: LabelGenerator | None = None):
         super().__init__(inputs, settings.bn_mmt)
         self.settings = s = settings
@@ -129,17 +131,14 @@ class NayerSynthesizer(Synthesizer):
         return {name: value for name, value in values.items() if not name.startswith("le1.")}
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": {name: value.detach() for name, value in self._lasting().items()},
-            "statistics": self.statistics.state_dict(),
-            "table": self.table,
-            "calls": self.calls,
-        }
+        generator = {name: value.detach() for name, value in self._lasting().items()}
+        return {**super().state_dict(), "generator": generator, "table": self.table}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises:
         KeyError, ValueError: the state is from a run with another generator or other embeddings.
         """
+        super().load_state_dict(state)
         if not torch.equal(state["table"].to(self.table), self.table):
             raise ValueError("the label embeddings differ")
         own = self._lasting()
@@ -148,8 +147,6 @@ class NayerSynthesizer(Synthesizer):
         with torch.no_grad():
             for name, value in state["generator"].items():
                 own[name].copy_(value)
-        self.statistics.load_state_dict(state["statistics"])
-        self.calls = int(state["calls"])
 
 
 def label_embedding(given: str, classifier: nn.Module, num_classes: int) -> Tensor:
@@ -174,22 +171,14 @@ def label_embedding(given: str, classifier: nn.Module, num_classes: int) -> Tens
             )
         return weight.detach().clone().float()
     try:
-        table = np.load(given, mmap_mode="r", allow_pickle=False)
-        is_table = isinstance(table, np.ndarray) and table.ndim == 2 and table.dtype.kind in "fiu"
+        table = torch.from_numpy(np.load(given, allow_pickle=False).astype(np.float32))
     except Exception as error:  # files that are not .npy fail in many ways
         raise UserError(
             f"--label_embedding {given}: {error}; use onehot, classifier or a .npy file"
         ) from error
-    if not is_table or len(table) != num_classes or not table.shape[1]:
-        found = f"{table.dtype} of shape {table.shape}" if isinstance(table, np.ndarray) else "several tables"
+    if table.dim() != 2 or len(table) != num_classes or not table.numel() or not table.isfinite().all():
         raise UserError(
-            f"--label_embedding {given}: it contains {found}; needed is a row of numbers for each of "
-            f"{num_classes} classes"
+            f"--label_embedding {given}: it contains {tuple(table.shape)} numbers; needed is a row of finite "
+            f"numbers for each of {num_classes} classes"
         )
-    with np.errstate(over="ignore"):
-        numbers = torch.from_numpy(table.astype(np.float32))
-    if not numbers.isfinite().all():
-        raise UserError(
-            f"--label_embedding {given}: it contains numbers that are not finite in single precision"
-        )
-    return numbers
+    return table
