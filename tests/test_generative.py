@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from datafree.synthesis.create import create_synthesizer
 
 
-def test_methods_that_store_nothing_teach_from_fresh_samples_and_store_them_when_told():
+def test_methods_that_store_nothing_train_on_fresh_samples_and_store_them_on_request():
     fresh, stored = (
         distiller(flags("--method", "dfq", *SHORT, *more)) for more in ((), ("--store_samples",))
     )
