@@ -287,6 +287,13 @@ def write_run(folder, seed=0, last=90.0, method="bsr", pair=("resnet34", "resnet
     (folder / "summary.json").write_text(json.dumps({**top1, **counts, **spread, "seconds": 120.0}))
 
 
+def write_training(folder, top1, **config):
+    """What `train_scratch.py` leaves beside its checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "training.json").write_text(json.dumps(config))
+    (folder / "summary.json").write_text(json.dumps({"last_top1": top1}))
+
+
 def write_metrics(folder, rows):
     lines = [{"epoch": epoch, "seconds": {}, **row} for epoch, row in enumerate(rows)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

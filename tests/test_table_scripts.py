@@ -13,17 +13,16 @@ from helpers import metrics, write_teacher
 from datafree.cli import bsr
 from datafree.settings import resolve
 
-ROWS = {  # of bsr_main.py: cifar10_cpu has two of vanilla_kd.py besides
+ROWS = {  # of bsr_main.py: two scripts have rows of vanilla_kd.py besides
     "bsr": 12,
     "baselines": 120,
     "ablation": 39,
     "ohs": 28,
     "digits": 10,
     "nayer": 33,
-    "equal_images": 2,
     "cifar10_cpu": 12,
     "cifar10_cpu_ablation": 6,
-    "cifar10_cpu_long": 3,
+    "cifar10_cpu_long": 4,
     "cifar10_cpu_variants": 5,
     "cifar10_cpu_why": 6,
     "cifar100_cpu": 4,

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import run_here
-from helpers import assert_refused, write_metrics, write_run
+from helpers import assert_refused, write_metrics, write_run, write_training
 from scipy import stats
 
 from datafree.results.measures import BALANCE
@@ -26,8 +26,7 @@ def runs(tmp_path):
     write_run(tmp_path / "runs/half", 0, 89.0, "bsr", iho=False)
     (tmp_path / "runs/cut").mkdir()
     (tmp_path / "runs/cut/config.json").write_text("{}")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/cifar10_resnet18.json").write_text(json.dumps({"test_top1": 93.21}))
+    write_training(tmp_path / "checkpoints/cifar10_resnet18.pth.training", 93.21)
     return tmp_path
 
 
@@ -154,15 +153,14 @@ def test_dropped_settings_still_split_rows(runs):
 @pytest.mark.parametrize(
     ("teacher", "student", "file"),
     [
-        ("my-nets/net.py:Big", "resnet18", "cifar10_resnet18.json"),
-        ("my-nets/net.py:Big", "my-nets/net.py:Small", "cifar10_my_nets_net.py_Small.json"),
-        ("resnet34", "torchvision:mobilenet_v3_small", "cifar10_torchvision_mobilenet_v3_small.json"),
+        ("my-nets/net.py:Big", "resnet18", "cifar10_resnet18"),
+        ("my-nets/net.py:Big", "my-nets/net.py:Small", "cifar10_my_nets_net.py_Small"),
+        ("resnet34", "torchvision:mobilenet_v3_small", "cifar10_torchvision_mobilenet_v3_small"),
     ],
 )
 def test_the_student_from_scratch_is_found_whatever_the_networks_are_called(teacher, student, file, tmp_path):
     write_run(tmp_path / "runs/one", pair=(teacher, student))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / file).write_text(json.dumps({"test_top1": 93.21}))
+    write_training(tmp_path / f"checkpoints/{file}.pth.training", 93.21)
     rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
     assert ("student from scratch", "", "93.21") in rows
 
@@ -171,8 +169,7 @@ def test_a_student_from_scratch_is_no_yardstick_for_students_with_different_argu
     for width in (8, 12):
         pair = ("resnet34", "net.py:Small")
         write_run(tmp_path / f"runs/{width}", pair=pair, student_args=f"width={width}")
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/cifar10_net.py_Small.json").write_text(json.dumps({"test_top1": 93.21}))
+    write_training(tmp_path / "checkpoints/cifar10_net.py_Small.pth.training", 93.21)
     rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
     assert "student from scratch" not in str(rows)
 

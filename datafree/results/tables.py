@@ -19,6 +19,7 @@ from datafree.networks.names import NetworkName, Pair
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
 from datafree.results.read import FinishedRun, labels
+from datafree.runs.files import SUMMARY, TRAINING
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
 
 
 def from_scratch(folder: Path, dataset: str, student: NetworkName, arguments: str | None) -> float | None:
-    """Accuracy of the student trained on real images, from the file that `train_scratch.py` left; None if
-    there is no such file or it belongs to a network with other arguments."""
-    file = folder / f"{dataset}_{student.stem}.json"
+    """Accuracy of the student trained on real images, from the folder that `train_scratch.py` left; None if
+    there is no such folder or it is of a network with other arguments."""
+    folder /= f"{dataset}_{student.stem}.pth.training"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return float(content["test_top1"]) if content.get("model_args") == arguments else None
+        config, summary = (json.loads((folder / name).read_text("utf-8")) for name in (TRAINING, SUMMARY))
+        return float(summary["last_top1"]) if config.get("model_args") == arguments else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
