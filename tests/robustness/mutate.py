@@ -21,7 +21,13 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "run", "data", "results", "checkpoints")
+CACHES = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
+LARGE = {"run", "data", "results", "checkpoints"}  # at the top
+
+
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy of the project does not need."""
+    return CACHES(folder, names) | (LARGE & set(names) if Path(folder) == ROOT else set())
 
 
 class Mutant(NamedTuple):
@@ -56,7 +62,10 @@ def _source(text: str, name: str) -> str:
     return "".join(text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno])
 
 
-MUTANTS = [Mutant(*line) for line in ()]
+def read_mutants() -> list[Mutant]:
+    """The mutants of `mutants.txt`."""
+    lines = Path(__file__).with_name("mutants.txt").read_text(encoding="utf-8").splitlines()
+    return [Mutant(*line.split(" ~> ")) for line in lines if line and not line.startswith("#")]
 
 
 def killed(mutant: Mutant, tree: Path) -> bool:
@@ -79,12 +88,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="mutants with this text in their place")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if args.only in mutant.where]
+    chosen = [mutant for mutant in read_mutants() if args.only in mutant.where]
     survived = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         trees: Queue[Path] = Queue()
         for number in range(args.jobs):
-            trees.put(shutil.copytree(ROOT, Path(folder, str(number)), ignore=LEFT_OUT, symlinks=True))
+            trees.put(shutil.copytree(ROOT, Path(folder, str(number)), ignore=left_out, symlinks=True))
 
         def run(mutant: Mutant) -> None:
             tree = trees.get()
