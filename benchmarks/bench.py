@@ -39,7 +39,7 @@ from benchmarks.common import (
     noise_samples,
     train_student,
 )
-from datafree.data.pixels import to_float
+from datafree.data.image_set import to_float
 from datafree.distiller import Distiller
 from datafree.iho import HomogeneityOperator
 from datafree.models.generator import Generator

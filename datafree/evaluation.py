@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datafree.data.image_set import ImageSet
-from datafree.data.pixels import to_float
+from datafree.data.image_set import ImageSet, to_float
 from datafree.samples import Samples
 
 # Images scored at a time: on a CPU more are slower (500 take twice as long), since they leave its cache. A

@@ -57,7 +57,7 @@ def run() -> None:
 
     from datafree import losses
     from datafree.data.augment import Normalize
-    from datafree.data.pixels import to_float
+    from datafree.data.image_set import to_float
     from datafree.networks.teacher import load_teacher, read_teacher
     from datafree.results.stored import read_samples, student_of
     from datafree.torch_utils.device import choose_device

@@ -94,7 +94,7 @@ def network_features(
     import torch
 
     from datafree.data.augment import Normalize
-    from datafree.data.pixels import to_float
+    from datafree.data.image_set import to_float
     from datafree.networks.check import settle_layout
     from datafree.networks.penultimate import PenultimateFeatures
 

@@ -14,7 +14,7 @@ from datafree import models
 from datafree.assemble import make_distiller
 from datafree.cli.bsr import build_parser
 from datafree.data.augment import Augment, Normalize, OnlyNormalize
-from datafree.data.pixels import to_uint8
+from datafree.data.image_set import to_uint8
 from datafree.distiller import Distiller
 from datafree.evaluation import Evaluation
 from datafree.networks.names import NetworkName

@@ -16,9 +16,9 @@ from scipy.io import savemat
 
 from datafree.data.augment import TRAINING_SCALE, Normalize, crop_windows
 from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.image_set import to_float
 from datafree.data.image_spec import image_spec, recorded_spec
 from datafree.data.load import load_split
-from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.evaluation import Evaluator
 from datafree.networks.teacher import load_teacher, read_teacher

@@ -16,8 +16,8 @@ from torch import nn
 
 import datafree
 from datafree.data.image_folders import load_labelled
+from datafree.data.image_set import to_float
 from datafree.data.load import load_split
-from datafree.data.pixels import to_float
 from datafree.deploy import int8, model_card
 from datafree.deploy.export import NormalizedNetwork, compare, export, onnx_network
 from datafree.deploy.quantization import BN_SHARE, _bn_weight, balanced

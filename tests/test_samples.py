@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafree.data.pixels import to_uint8
+from datafree.data.image_set import to_uint8
 from datafree.samples import occurrences
 
 

@@ -17,8 +17,8 @@ import datafree
 from datafree import models
 from datafree.data.augment import Normalize
 from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.image_set import to_float
 from datafree.data.load import load_split
-from datafree.data.pixels import to_float
 
 STUDENT = "mobilenetv2"  # it has dropout, which draws from torch's global generator
 

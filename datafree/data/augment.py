@@ -72,9 +72,8 @@ class Augment:
             return self.normalize(self.warp(images, generator))
         if not self._shifts(images):
             return self(images.float().div_(255), generator)
-        return self.view(
-            images, self.draw_views(len(images), generator)
-        )  # cropped in 8 bits, which is faster
+        # Cropped in 8 bits, which is faster.
+        return self.view(images, self.draw_views(len(images), generator))
 
     def views(self, image_shape: tuple[int, int, int]) -> int | None:
         """How many views a stored image (C, H, W) has: 81 offsets of the crop, mirrored or not. None for
@@ -169,20 +168,6 @@ def crop_windows(
     return (scale_y, (2 * u[2] - 1) * (1 - scale_y)), (scale_x, (2 * u[3] - 1) * (1 - scale_x))
 
 
-class OnlyNormalize(Augment):
-    """No crop and no flip."""
-
-    def __init__(self, normalize: Normalize):
-        super().__init__(normalize, flip=False)
-
-    def _shifts(self, images: Tensor) -> bool:
-        return False
-
-    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns the images unchanged."""
-        return images
-
-
 class OnlyFlip(Augment):
     """No crop: for images that are already random crops."""
 
@@ -195,3 +180,10 @@ class OnlyFlip(Augment):
             return images
         mirrored = torch.rand(len(images), generator=generator, device=images.device) < 0.5
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+class OnlyNormalize(OnlyFlip):
+    """No crop and no flip."""
+
+    def __init__(self, normalize: Normalize):
+        super().__init__(normalize, flip=False)

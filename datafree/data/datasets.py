@@ -25,8 +25,8 @@ class DatasetSpec:
     Args:
         num_classes, img_size: None if they depend on the images.
         normalization: a key of `NORMALIZATIONS`.
-        reader: the function that reads a split, `module:function` in `datafree.data`; see
-            `load.load_split`. Empty for folders of images.
+        reader: the function that reads a split, `module:function` in `datafree.data`. Empty for folders of
+            images.
         flip: whether a mirrored image still belongs to its class.
         files, url: which files to put where, for the error message if they are missing.
         folders: of image folders: names that the dataset's folder may have; its own name by default.
@@ -45,40 +45,26 @@ class DatasetSpec:
 
 
 _TORCHVISION = "torchvision_sets:read"
-_CIFAR = "https://www.cs.toronto.edu/~kriz"
+_CIFAR, _MNIST = "https://www.cs.toronto.edu/~kriz", "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION, _SVHN = (
+    "https://github.com/zalandoresearch/fashion-mnist",
+    "http://ufldl.stanford.edu/housenumbers/",
+)
 SPECS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(10, 32, "digits", "digits:read", flip=False),
+    "digits": DatasetSpec(10, 32, "digits", "load:read_digits", flip=False),
     "cifar10": DatasetSpec(
         10, 32, "cifar10", _TORCHVISION, files="cifar-10-batches-py/", url=f"{_CIFAR}/cifar-10-python.tar.gz"
     ),
     "cifar100": DatasetSpec(
         100, 32, "cifar100", _TORCHVISION, files="cifar-100-python/", url=f"{_CIFAR}/cifar-100-python.tar.gz"
     ),
+    # Normalised as by the published teachers; `--mean svhn` for the real statistics.
     "svhn": DatasetSpec(
-        10,
-        32,
-        "half",  # as the published teachers; `--mean svhn` for the real statistics
-        _TORCHVISION,
-        flip=False,
-        files="train_32x32.mat and test_32x32.mat",
-        url="http://ufldl.stanford.edu/housenumbers/",
+        10, 32, "half", _TORCHVISION, flip=False, files="train_32x32.mat and test_32x32.mat", url=_SVHN
     ),
-    "mnist": DatasetSpec(
-        10,
-        28,
-        "mnist",
-        _TORCHVISION,
-        flip=False,
-        files="MNIST/raw/",
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-    ),
+    "mnist": DatasetSpec(10, 28, "mnist", _TORCHVISION, flip=False, files="MNIST/raw/", url=_MNIST),
     "fashion_mnist": DatasetSpec(
-        10,
-        28,
-        "fashion_mnist",
-        _TORCHVISION,
-        files="FashionMNIST/raw/",
-        url="https://github.com/zalandoresearch/fashion-mnist",
+        10, 28, "fashion_mnist", _TORCHVISION, files="FashionMNIST/raw/", url=_FASHION
     ),
     "tiny_imagenet": DatasetSpec(
         200,

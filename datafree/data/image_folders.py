@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +62,6 @@ def image_classes(folder: Path) -> list[str]:
     return classes
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """The images in a class folder or, if there are none, in its folder `images` (Tiny ImageNet)."""
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-    inner = folder / "images"
-    return _image_files(inner) if not found and inner.is_dir() else found
-
-
 def _annotated(folder: Path) -> list[tuple[str, Path]]:
     """The class and the file of each image, if all are in one folder, `images`.
 
@@ -83,29 +75,40 @@ def _annotated(folder: Path) -> list[tuple[str, Path]]:
     return sorted((label, folder / "images" / Path(name).name) for name, label, *_ in fields)
 
 
-def _labelled_files(folder: Path, classes: Sequence[str]) -> list[tuple[int, Path]]:
-    """The class number and the file of each image in a split."""
+def _image_files(folder: Path) -> list[Path]:
+    """The images in a class folder or, if there are none, in its folder `images` (Tiny ImageNet)."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+    inner = folder / "images"
+    return _image_files(inner) if not found and inner.is_dir() else found
+
+
+def _labelled_files(folder: Path) -> tuple[list[str], list[tuple[int, Path]]]:
+    """The classes of a split, and the class number and the file of each image.
+
+    Raises:
+        UserError: there are fewer than two classes, or no images.
+    """
+    classes = image_classes(folder)
     if (folder / ANNOTATIONS).is_file():
-        numbers = {name: number for number, name in enumerate(classes)}
-        return [(numbers[name], file) for name, file in _annotated(folder)]
-    return [(number, file) for number, name in enumerate(classes) for file in _image_files(folder / name)]
+        found = [(classes.index(name), file) for name, file in _annotated(folder)]
+    else:
+        found = [
+            (number, file) for number, name in enumerate(classes) for file in _image_files(folder / name)
+        ]
+    if not found:
+        raise UserError(f"{folder} has class folders but no images in them")
+    return classes, found
 
 
 def probe_img_size(folder: Path) -> int:
     """Pixels a side for an image folder: the first image's shorter side, rounded down to a multiple of 4, if
     that is at most 64; else 224."""
-    for _, path in _labelled_files(folder, image_classes(folder)):
-        side = min(_open(path).size)
-        return max(4, side // 4 * 4) if side <= IN_MEMORY_SIZE else 224
-    raise UserError(f"{folder} has class folders but no images in them")
+    side = min(_open(_labelled_files(folder)[1][0][1]).size)
+    return max(4, side // 4 * 4) if side <= IN_MEMORY_SIZE else 224
 
 
 def _open(path: Path) -> Image.Image:
-    """An image as RGB with 8 bits a channel; 16-bit grey is scaled.
-
-    Raises:
-        UserError: it cannot be read, or Pillow finds it too large to be harmless.
-    """
+    """An image as RGB with 8 bits a channel; 16-bit grey is scaled. UserError if it cannot be read."""
     try:
         image = Image.open(path)
         if image.mode.startswith("I"):  # Pillow would clip values above 255
@@ -120,19 +123,18 @@ def _decode(path: Path, img_size: int) -> Tensor:
     """uint8 (3, img_size, img_size). Up to 64 pixels, images are stretched; for more, the shorter side is
     resized to 8/7 of the size (256 for 224) and the centre is cropped, as usual for ImageNet."""
     image = _open(path)
-    if image.size != (img_size, img_size):
-        if img_size <= IN_MEMORY_SIZE:
-            image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)
-        else:
-            factor = img_size * 8 / 7 / min(image.size)
-            size = [max(img_size, round(side * factor)) for side in image.size]
-            image = image.resize(size, Image.Resampling.BILINEAR)
-            left, top = ((side - img_size) // 2 for side in size)
-            image = image.crop((left, top, left + img_size, top + img_size))
+    if img_size <= IN_MEMORY_SIZE:
+        image = image.resize((img_size, img_size), Image.Resampling.BILINEAR)
+    elif image.size != (img_size, img_size):
+        factor = img_size * 8 / 7 / min(image.size)
+        size = [max(img_size, round(side * factor)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        left, top = ((side - img_size) // 2 for side in size)
+        image = image.crop((left, top, left + img_size, top + img_size))
     return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
 
 
-def _decode_crop(path: Path, u: Tensor, img_size: int) -> Tensor:
+def _crop(path: Path, img_size: int, u: Tensor) -> Tensor:
     """uint8 (3, img_size, img_size): a random crop of the image, see `crop_windows`, resized."""
     image = _open(path)
     width, height = image.size
@@ -150,30 +152,9 @@ def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
     Raises:
         UserError: there are none, or one cannot be read.
     """
-    classes = image_classes(folder)
-    found = _labelled_files(folder, classes)
-    if not found:
-        raise UserError(f"{folder} has class folders but no images in them")
+    classes, found = _labelled_files(folder)
     labels, files = zip(*found, strict=True)
     return _read_files(files, torch.tensor(labels), classes, img_size, workers)
-
-
-def _read_files(
-    files: Sequence[Path], labels: Tensor, classes: Sequence[str], img_size: int, workers: int
-) -> ImageSet:
-    pool = ThreadPoolExecutor(max(1, workers))
-
-    def read(indices: Tensor) -> Tensor:
-        paths = [files[index] for index in indices.tolist()]
-        return torch.stack(list(pool.map(partial(_decode, img_size=img_size), paths)))
-
-    def read_crops(indices: Tensor, u: Tensor) -> Tensor:
-        paths = [files[index] for index in indices.tolist()]
-        return torch.stack(list(pool.map(partial(_decode_crop, img_size=img_size), paths, u.T)))
-
-    if img_size <= IN_MEMORY_SIZE:
-        return in_memory(read(torch.arange(len(files))), labels, classes)
-    return ImageSet(read, labels, classes, read_crops)
 
 
 def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
@@ -182,11 +163,9 @@ def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
     Raises:
         UserError: there is none, or one cannot be read.
     """
-    if not folder.is_dir():
-        raise UserError(f"no folder of images at {folder}: check the path")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if not files:
-        raise UserError(f"{folder} has no images in it: name another folder")
+        raise UserError(f"{folder} is no folder with images in it: name another")
     return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
 
 
@@ -210,3 +189,19 @@ def load_labelled(folder: Path, img_size: int, num_classes: int, workers: int = 
             "each, in the teacher's order by name, or folders named by class numbers from 0"
         )
     return images
+
+
+def _read_files(
+    files: Sequence[Path], labels: Tensor, classes: Sequence[str], img_size: int, workers: int
+) -> ImageSet:
+    pool = ThreadPoolExecutor(max(1, workers))
+
+    def read(indices: Tensor) -> Tensor:
+        return torch.stack(list(pool.map(lambda i: _decode(files[i], img_size), indices.tolist())))
+
+    def read_crops(indices: Tensor, u: Tensor) -> Tensor:
+        return torch.stack(list(pool.map(lambda i, u: _crop(files[i], img_size, u), indices.tolist(), u.T)))
+
+    if img_size <= IN_MEMORY_SIZE:
+        return in_memory(read(torch.arange(len(files))), labels, classes)
+    return ImageSet(read, labels, classes, read_crops)

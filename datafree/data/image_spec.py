@@ -121,14 +121,15 @@ def recorded_spec(content: Any) -> dict[str, Any]:
         return {}
     if isinstance(content.get("facts"), Mapping):  # of a run
         content = content["facts"]
-    found: dict[str, Any] = {}
-    if isinstance(content.get("img_size"), int) and MIN_SIZE <= content["img_size"] <= MAX_SIZE:
-        found["img_size"] = content["img_size"]
-    if isinstance(content.get("flip"), bool):
-        found["flip"] = content["flip"]
-    for name, low in (("mean", -1e6), ("std", 0.0)):
-        values = content.get(name)
+
+    def numbers(values: Any, low: float) -> bool:
         known = isinstance(values, list) and len(values) in (1, 3)
-        if known and all(isinstance(value, float) and low < value < 1e6 for value in values):
-            found[name] = tuple(values)
-    return found
+        return known and all(isinstance(value, float) and low < value < 1e6 for value in values)
+
+    fits = {
+        "img_size": lambda value: isinstance(value, int) and MIN_SIZE <= value <= MAX_SIZE,
+        "flip": lambda value: isinstance(value, bool),
+        "mean": lambda values: numbers(values, -1e6),
+        "std": lambda values: numbers(values, 0.0),
+    }
+    return {name: content[name] for name, fit in fits.items() if fit(content.get(name))}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import repeat
+from scipy.io import loadmat
 from torchvision import datasets
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -55,17 +56,11 @@ def _mnist(source: type[datasets.MNIST], root: Path, split: str) -> ImageSet:
     return in_memory(repeat(grey, "n h w -> n c h w", c=3), labels, source.classes)
 
 
-class _SVHN(datasets.SVHN):
-    def _check_integrity(self) -> bool:
-        if not (Path(self.root) / self.split_list[self.split][1]).is_file():
-            raise FileNotFoundError
-        return True
-
-
 def _svhn(_source: type[datasets.SVHN], root: Path, split: str) -> ImageSet:
-    found = _SVHN(str(root), split)
-    labels = torch.from_numpy(found.labels).long()
-    return in_memory(torch.from_numpy(found.data), labels, [str(digit) for digit in range(10)])
+    content = loadmat(root / f"{split}_32x32.mat")
+    images = torch.from_numpy(content["X"].transpose(3, 2, 0, 1))
+    labels = torch.from_numpy(content["y"].ravel().astype(np.int64)) % 10  # 10 stands for the digit 0
+    return in_memory(images, labels, [str(digit) for digit in range(10)])
 
 
 SOURCES: dict[str, tuple[Callable[..., ImageSet], Any]] = {

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from datafree.data.pixels import to_float
+from datafree.data.image_set import to_float
 from datafree.errors import UserError
 from datafree.networks.student_file import EXPORT_CONFIG, SOURCE, USE
 from datafree.results.read import FinishedRun

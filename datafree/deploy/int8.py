@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from datafree.data.image_set import ImageSet
-from datafree.data.pixels import to_float
+from datafree.data.image_set import ImageSet, to_float
 from datafree.deploy.export import bytes_of, milliseconds, onnx_network, plain_errors
 from datafree.errors import UserError
 

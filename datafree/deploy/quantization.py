@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datafree.data.image_folders import load_labelled
-from datafree.data.image_set import ImageSet, in_memory
+from datafree.data.image_set import ImageSet, in_memory, noise_like, to_float
 from datafree.data.load import load_split
-from datafree.data.pixels import noise_like, to_float
 from datafree.deploy.export import NormalizedNetwork, export, write_files
 from datafree.deploy.int8 import QuantizedNetwork, quantize_and_score
 from datafree.deploy.model_card import TEMPLATES, int8_report

@@ -46,37 +46,30 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
     arguments = [s.teacher_args] * len(names)
     if s.teacher_args is not None and AND in s.teacher_args:
         arguments = _one_each("--teacher_args", s.teacher_args, len(names))
-    teachers = [
-        prepare_one(
-            replace(s, teacher=name, teacher_ckpt=file, teacher_args=text, feature_layer=None), device
-        )
-        for name, file, text in zip(names, files, arguments, strict=True)
-    ]
+    teachers = []
+    for name, file, text in zip(names, files, arguments, strict=True):
+        one = replace(s, teacher=name, teacher_ckpt=file, teacher_args=text, feature_layer=None)
+        teachers.append(prepare_one(one, device))
     first = teachers[0].data
     for field in fields(first):
         values = [getattr(teacher.data, field.name) for teacher in teachers]
-        if field.name == "classes":
-            values = [len(value) for value in values]
+        values = [len(value) if field.name == "classes" else value for value in values]
         if len(set(values)) > 1:
             raise UserError(
                 f"the teachers differ in {field.name} ({', '.join(map(str, values))}): name teachers of the "
                 "same images and classes, or give the flags of the images"
             )
     network = MeanOfTeachers([teacher.network for teacher in teachers]).eval()
-    name = f"--teacher {s.teacher}"
-    found = check_network(network, name, first.channels, first.img_size, device, s.feature_layer)
+    title = f"--teacher {s.teacher}"
+    found = check_network(network, title, first.channels, first.img_size, device, s.feature_layer)
     used = [teacher.file for teacher in teachers if teacher.file is not None]
     warnings = dict.fromkeys(warning for teacher in teachers for warning in teacher.warnings)
     return Teacher(network, AND.join(used) or None, first, found, tuple(warnings))
 
 
 def _one_each(flag: str, text: str | None, count: int) -> list[str | None]:
-    """The values of a flag, one for each teacher.
-
-    Raises:
-        UserError: there are more or fewer.
-    """
-    values: list[str | None] = [None] * count if text is None else list(text.split(AND))
+    """The values of a flag, one for each teacher. UserError if there are more or fewer."""
+    values: list[str | None] = [None] * count if text is None else [*text.split(AND)]
     if len(values) != count:
         raise UserError(f"{flag} has {len(values)} values for {count} teachers: give one each")
     return values

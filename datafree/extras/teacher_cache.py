@@ -28,14 +28,12 @@ INEXACT = (
 
 class TeacherCache:
     """Batches of stored samples with the teacher's logits, which are kept in a table, float32, with a row for
-    each sample and a cell for each of its views.
+    each sample and a cell for each of its views. Samples get rows as long as there is room, the oldest first;
+    rows of removed samples are used again. For the others the teacher is called each time.
 
     The teacher is called with batches of one size. On a CPU the logits of most teachers for an image are then
-    the same to the bit, whatever else is in the batch and wherever the image is in it. The cache then changes
-    no result, and no checkpoint needs it; otherwise `inexact` is a line that says so.
-
-    Samples get rows as long as there is room, the oldest first; rows of removed samples are used again. For
-    the others the teacher is called each time.
+    bit-identical, wherever it is in whatever batch. The cache then changes no result, and no checkpoint needs
+    it; if not, `inexact` is a line that reports it.
 
     Args:
         repository: of the samples.
@@ -70,7 +68,7 @@ class TeacherCache:
         if views is None:
             raise UserError(
                 f"--reuse_teacher: {type(augment).__name__} has no finite set of views of images of "
-                f"{image_shape[1]} pixels, so that none is repeated: leave it out"
+                f"{image_shape[1]} pixels: leave it out"
             )
         self.views, row = views, views * (4 * classes + 1)  # bytes: logits, and whether they are known
         self.rows = size // row
@@ -114,20 +112,11 @@ class TeacherCache:
                 yield Batch(self._see(*step), known)
 
     def _rows_of(self, serials: Tensor) -> Tensor:
-        """The row of each sample, -1 where there is none. Samples that have none take what is free, the
-        oldest first.
-
-        Args:
-            serials: (N,) int64, rising, of the samples there are.
-        """
-        at = torch.searchsorted(serials, self._serials).clamp(max=max(0, len(serials) - 1))
-        held = (
-            serials[at] == self._serials
-            if len(serials)
-            else torch.zeros_like(self._serials, dtype=torch.bool)
-        )
+        """The row of each sample, -1 where there is none, by their serials, (N,) int64, rising. Samples that
+        have none take what is free, the oldest first."""
+        held = torch.isin(self._serials, serials)
         rows = torch.full_like(serials, -1)
-        rows[at[held]] = held.nonzero().squeeze(1)
+        rows[torch.searchsorted(serials, self._serials[held])] = held.nonzero().squeeze(1)
         new, free = (rows < 0).nonzero().squeeze(1), (~held).nonzero().squeeze(1)
         count = min(len(new), len(free))
         new, taken = new[:count], free[:count]
@@ -145,7 +134,13 @@ class TeacherCache:
         asked, which = torch.unique((samples * self.views + views)[~known], return_inverse=True)
         if not len(asked):
             return answers
-        new = self._ask(asked, on_step)
+        parts = []
+        for part in asked.split(self.batch_size):
+            whole = torch.cat([part, part[:1].expand(self.batch_size - len(part))])  # batches of one size
+            logits = self.teach(self._see(whole // self.views, whole % self.views))
+            parts.append(logits[: len(part)])
+            on_step("teacher", self._zero)
+        new = torch.cat(parts)
         answers[~known] = new[which]
         rows_asked = rows[asked // self.views]
         kept = rows_asked >= 0
@@ -153,16 +148,6 @@ class TeacherCache:
         self._logits[cells] = new[kept]
         self._known[cells] = True
         return answers
-
-    def _ask(self, asked: Tensor, on_step: OnStep) -> Tensor:
-        """The teacher's logits on samples in views, place * views + view, in batches of one size."""
-        answers = []
-        for part in asked.split(self.batch_size):
-            whole = torch.cat([part, part[:1].expand(self.batch_size - len(part))])
-            logits = self.teach(self._see(whole // self.views, whole % self.views))
-            answers.append(logits[: len(part)])
-            on_step("teacher", self._zero)
-        return torch.cat(answers)
 
     def _see(self, samples: Tensor, views: Tensor) -> Tensor:
         return self.augment.view(self.repository.drawn(samples), views)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datafree.torch_utils.distributed import SINGLE_PROCESS, Processes
+from datafree.torch_utils.precision import at_least_single
 
-UNTOUCHED = "the teacher's BatchNorm layers have mean 0 and variance 1 throughout (never trained, or folded)"
-UNLIKE = "the teacher's BatchNorm statistics do not fit its weights (folded, averaged?)"
-REMEDY = "samples will be poor. Run training images through the teacher in train mode and save it again"
+MISFIT = (
+    "the teacher's BatchNorm statistics {} (folded, averaged?): samples will be poor. Run training images "
+    "through the teacher in train mode and save it again"
+)
 # Limits of `BNStatistics.mismatch`. Five sound teachers have 0.4 to 1.0 for noise and 0.1 to 0.2 for the
 # first synthesised images; those with folded, averaged or initial statistics have 0.7 to 6 and 0.3 to 2.
 FAR_FROM_NOISE, FAR_FROM_IMAGES = 0.6, 0.25
@@ -35,7 +38,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        wide = at_least_single(inputs)
         mean = wide.mean((0, 2, 3))
         variance = (wide - mean[:, None, None]).square_().mean((0, 2, 3))
         ctx.save_for_backward(inputs, mean)
@@ -53,9 +56,7 @@ class _Moments(torch.autograd.Function):
 
 def _stored(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and variance, (C,)."""
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    return layer.running_mean, layer.running_var
+    return layer.get_buffer("running_mean"), layer.get_buffer("running_var")
 
 
 class BNStatistics:
@@ -77,8 +78,9 @@ class BNStatistics:
     @contextmanager
     def capture(self) -> Iterator[None]:
         """Measure the forward passes of the network inside the block, and only there."""
+        hooks = [partial(self._measure, index) for index in range(len(self.layers))]
         handles = [
-            layer.register_forward_pre_hook(self._measure(index)) for index, layer in enumerate(self.layers)
+            layer.register_forward_pre_hook(hook) for layer, hook in zip(self.layers, hooks, strict=True)
         ]
         try:
             yield
@@ -86,13 +88,10 @@ class BNStatistics:
             for handle in handles:
                 handle.remove()
 
-    def _measure(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            images, mean, variance = _Moments.apply(inputs[0])
-            self._batch[index] = mean, variance
-            return (images,)
-
-        return hook
+    def _measure(self, index: int, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        images, mean, variance = _Moments.apply(inputs[0])
+        self._batch[index] = mean, variance
+        return (images,)
 
     def distance(self) -> Tensor:
         """Sum over the layers of `||running_var - var||_2 + ||running_mean - mean||_2` for the last
@@ -144,17 +143,11 @@ class BNStatistics:
         self._batch = {}
 
     def state_dict(self) -> dict:
+        """The running averages."""
         return {"average": self._average}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore a state returned by `state_dict`.
-
-        Raises:
-            ValueError: the state is from another network.
-        """
-        for index, pair in state["average"].items():
-            if [value.shape for value in pair] != [self.layers[index].running_mean.shape] * 2:
-                raise ValueError(f"the average of BatchNorm layer {index} has the wrong shape")
+        """Restore a state returned by `state_dict`."""
         self._average = {
             index: tuple(value.to(self.layers[index].running_mean) for value in pair)
             for index, pair in state["average"].items()
@@ -165,8 +158,7 @@ class BNStatistics:
 def check_bn_statistics(
     network: nn.Module, noise: Tensor | None = None, synthesised: Tensor | None = None
 ) -> str | None:
-    """A warning if the BatchNorm statistics of a teacher, or of one of several, do not fit its weights; None
-    if they do, or if there are none.
+    """A warning if the BatchNorm statistics of a teacher, or of one of several, do not fit its weights.
 
     Args:
         network: in eval mode.
@@ -176,7 +168,7 @@ def check_bn_statistics(
     for part in getattr(network, "teachers", [network]):
         statistics = BNStatistics(part)
         if statistics.untouched:
-            return f"{UNTOUCHED}: {REMEDY}"
+            return MISFIT.format("are initial: mean 0, variance 1")
         if not statistics.layers or noise is None or synthesised is None:
             continue
         far = []
@@ -185,5 +177,5 @@ def check_bn_statistics(
                 part(images.contiguous(memory_format=torch.channels_last))
             far.append(statistics.mismatch() > limit)
         if all(far):
-            return f"{UNLIKE}: {REMEDY}"
+            return MISFIT.format("do not fit its weights")
     return None

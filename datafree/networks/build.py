@@ -8,17 +8,18 @@ import importlib.util
 import inspect
 import sys
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree import models
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import NetworkName
+from datafree.torch_utils import checkpoint
 
 
 def build(
@@ -46,22 +47,16 @@ def build(
     Raises:
         UserError: there is no such network, or it cannot be built, or not for these channels.
     """
-    arguments = dict(arguments or {})
     where = f"{flag} {name}"
-    if name.kind == "own":
-        try:
-            network = models.create(name.target, num_classes or 10, pretrained, **arguments)
-        except TypeError as error:
-            raise UserError(f"{where} takes no such {flag}_args: {error}") from error
-        except (ValueError, OSError) as error:
-            raise UserError(f"--pretrained: {error}") from error
-    elif name.kind == "timm":
-        given = {**_known(num_classes=num_classes, in_chans=channels), **arguments}
-        network = _from_timm(name.target, where, given)
-    elif name.kind == "torchvision":
-        network = _from_torchvision(name.target, where, {**_known(num_classes=num_classes), **arguments})
-    else:
-        network = _from_file(name.path, name.target, where, num_classes, channels, arguments)
+    try:
+        with _import_path_of(name.path) if name.kind == "file" else nullcontext():
+            network = _create(name, num_classes, channels, dict(arguments or {}), pretrained)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # other people's code may raise anything
+        raise UserError(f"{where} raised {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{where} returned a {type(network).__name__}: return a torch.nn.Module")
     takes = input_channels(network)
     if channels is not None and takes is not None and channels != takes:
         if not fresh:
@@ -70,21 +65,34 @@ def build(
     return network.float().to(memory_format=torch.channels_last)
 
 
-def _known(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _from_timm(name: str, where: str, arguments: dict[str, Any]) -> nn.Module:
-    try:
+def _create(
+    name: NetworkName,
+    num_classes: int | None,
+    channels: int | None,
+    arguments: dict[str, Any],
+    pretrained: bool,
+) -> Any:
+    """Call what the name stands for; `arguments` go before those that the images require."""
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    if name.kind == "own":
+        arguments = {"num_classes": 10, **classes, **arguments}
+        return models.create(name.target, pretrained=pretrained, **arguments)
+    if name.kind == "timm":
         import timm
-    except ImportError as error:
-        raise UserError(f"{where} needs a package that is missing: pip install timm") from error
-    if not timm.is_model(name):
-        raise UserError(f"timm has no model {name}{did_you_mean(name, timm.list_models())}")
-    return _called(lambda: timm.create_model(name, **arguments), where)
+
+        if not timm.is_model(name.target):
+            raise UserError(f"timm has no model {name.target}{did_you_mean(name.target, timm.list_models())}")
+        colours = {} if channels is None else {"in_chans": channels}
+        return timm.create_model(name.target, **{**classes, **colours, **arguments})
+    if name.kind == "torchvision":
+        return _from_torchvision(name.target, {**classes, **arguments})
+    factory = _factory_of(name)
+    offered = classes if channels is None else {**classes, "in_channels": channels}
+    takes = inspect.signature(factory).parameters
+    return factory(**{key: value for key, value in offered.items() if key in takes} | arguments)
 
 
-def _from_torchvision(name: str, where: str, arguments: dict[str, Any]) -> nn.Module:
+def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     from torchvision import models as tv
 
     known = tv.list_models()
@@ -93,55 +101,32 @@ def _from_torchvision(name: str, where: str, arguments: dict[str, Any]) -> nn.Mo
     # By default, detection and segmentation models download their backbones.
     takes = inspect.signature(tv.get_model_builder(name)).parameters
     no_weights: dict[str, Any] = {key: None for key in ("weights", "weights_backbone") if key in takes}
-    arguments = {**no_weights, **arguments}
-    network = _called(lambda: tv.get_model(name, **arguments), where)
+    network = tv.get_model(name, **{**no_weights, **arguments})
     weights = str(arguments.get("weights")).rpartition(".")[2]
     trained = getattr(tv.get_model_weights(name), weights, None)
     if trained is not None:  # keep what the weights were trained on where timm keeps it too
-        transforms = trained.transforms()
-        size = getattr(transforms, "crop_size", [None])[0]
-        network.pretrained_cfg = {
-            "input_size": size and (3, size, size),
-            "mean": getattr(transforms, "mean", None),
-            "std": getattr(transforms, "std", None),
-        }
+        transforms, names = trained.transforms(), {"input_size": "crop_size", "mean": "mean", "std": "std"}
+        network.pretrained_cfg = {key: getattr(transforms, names[key], None) for key in names}
     return network
 
 
-def _from_file(
-    path: Path,
-    factory: str,
-    where: str,
-    num_classes: int | None,
-    channels: int | None,
-    arguments: dict[str, Any],
-) -> nn.Module:
+def _factory_of(name: NetworkName) -> Any:
+    """The function or class of a file, which is run."""
+    path, factory = name.path, name.target
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"{where}: there is no Python file {path}; check the path")
+        raise UserError(f"there is no Python file {path}; check the path")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f"_network_{path.stem}_{digest}", path)
     assert spec is not None  # it is a Python file
     assert spec.loader is not None
-    execute = spec.loader.exec_module
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses, for one, look their module up there
-    with _import_path_of(path):
-        _called(lambda: execute(module), where)
-        function = getattr(module, factory, None)
-        if not callable(function):
-            names = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-            hint = did_you_mean(factory, names)
-            raise UserError(f"{where}: the file has no function or class {factory}{hint}")
-        try:
-            takes = set(inspect.signature(function).parameters)
-        except (TypeError, ValueError):
-            takes = set()
-        offered = _known(num_classes=num_classes, in_channels=channels)
-        given = {**{key: value for key, value in offered.items() if key in takes}, **arguments}
-        network = _called(lambda: function(**given), where)
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{where} returned a {type(network).__name__}: return a torch.nn.Module")
-    return network
+    spec.loader.exec_module(module)
+    function = getattr(module, factory, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+        raise UserError(f"{path} has no function or class {factory}{did_you_mean(factory, names)}")
+    return function
 
 
 @contextmanager
@@ -159,16 +144,6 @@ def _import_path_of(path: Path) -> Iterator[None]:
             places = Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parents
             if folder in places and Path(sys.prefix).resolve() not in places:  # not installed packages
                 del sys.modules[name]
-
-
-def _called(function: Callable[[], Any], where: str) -> Any:
-    """Call other people's code; whatever it raises becomes one line."""
-    try:
-        return function()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise UserError(f"{where} raised {type(error).__name__}: {error}") from error
 
 
 def _first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d | None]:
@@ -196,9 +171,26 @@ def _replace_first_convolution(network: nn.Module, channels: int) -> None:
     setattr(network.get_submodule(parent), leaf, new)
 
 
-def arguments_of(name: NetworkName, keys: Iterable[str]) -> dict[str, Any]:
-    """The arguments of a network whose state dict has such keys, if its name stands for several layouts."""
-    return models.arguments_of(name.target, keys) if name.kind == "own" else {}
+def build_with_weights(
+    state: Mapping[str, Tensor],
+    file: Path,
+    name: NetworkName,
+    flag: str,
+    num_classes: int | None = None,
+    channels: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network with the weights of a state dict from a file; see `build`. Names of this project that
+    stand for several layouts mean the one with such keys.
+
+    Raises:
+        UserError: it cannot be built, or the weights are from another network.
+    """
+    found = models.arguments_of(name.target, state) if name.kind == "own" else {}
+    network = build(name, flag, num_classes, channels, {**found, **(arguments or {})})
+    of = "" if num_classes is None else f" with {num_classes} classes"
+    checkpoint.load_network(network, state, file, f"{name}{of}")
+    return network
 
 
 def source_of(name: NetworkName) -> str | None:

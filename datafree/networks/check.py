@@ -52,102 +52,22 @@ def settle_layout(network: nn.Module, images: Tensor) -> RemovableHandle | None:
         network: in eval mode.
         images: (N, C, H, W), channels-last.
     """
-    own = images.clone()
+    own, layout = images.clone(), torch.preserve_format
     try:
         with torch.no_grad():
             network(own)
+        if torch.equal(own, images):
+            return None
     except RuntimeError as error:
         if "view" not in str(error):
             raise
         # Cloned, since of one channel both layouts are the same memory with other strides, and neither
         # `to` nor `contiguous` changes these.
-        plain = torch.contiguous_format
+        layout = torch.contiguous_format
         for parameter in network.parameters():
-            parameter.data = parameter.data.clone(memory_format=plain)
-        return network.register_forward_pre_hook(
-            lambda _network, inputs: tuple(value.clone(memory_format=plain) for value in inputs)
-        )
-    if not torch.equal(own, images):
-        return network.register_forward_pre_hook(lambda _network, inputs: tuple(v.clone() for v in inputs))
-    return None
-
-
-def require_usable(network: nn.Module, name: str) -> None:
-    """Refuse networks that cannot be frozen and hooked; `name` is for the error message.
-
-    Raises:
-        UserError: the network is such a one.
-    """
-    if isinstance(network, torch.jit.ScriptModule):
-        raise UserError(f"{name} is a TorchScript module: give the nn.Module it was compiled from")
-    values = (value for value in (*network.parameters(), *network.buffers()) if not is_lazy(value))
-    if any(value.is_inference() for value in values):
-        raise UserError(f"{name} was created under torch.inference_mode: create it outside")
-
-
-@torch.no_grad()
-def check_network(
-    network: nn.Module,
-    name: str,
-    channels: int,
-    img_size: int,
-    device: torch.device,
-    feature_layer: str | None = None,
-    trained: bool = False,
-) -> NetworkSummary:
-    """Run a network on two images: it must return finite logits; a teacher must have penultimate features and
-    pass gradients to its images, a student must pass gradients to its parameters. Torch's random state does
-    not change.
-
-    Args:
-        network: on the device.
-        name: for error messages.
-        channels, img_size: of the images.
-        device: where to put the images.
-        feature_layer: see `penultimate.find_layer`.
-        trained: whether the network is a student; it must return logits in train mode too.
-
-    Raises:
-        UserError: a check fails, or the network does not take such images.
-    """
-    require_usable(network, name)
-    training = network.training
-    network.eval()
-    images = torch.rand(2, channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
-    images = images.to(device, memory_format=torch.channels_last)
-    shape = f"{channels} x {img_size} x {img_size}"
-    hook, features = None, None
-    unused: tuple[str, ...] = ()
-    try:
-        _require_sound_weights(network)
-        hook = settle_layout(network, images)
-        with FlopCounterMode(display=False) as counter:
-            logits = network(images)
-        _require_logits(logits, f"2 images of {shape}")
-        if not logits.isfinite().all():
-            raise UserError("returns logits that are not finite: its weights are damaged")
-        if trained:
-            with random_state_kept(device):  # from which dropout draws
-                unused = _unused_in_training(copy.deepcopy(network), images, f"2 images of {shape}")
-        else:
-            _require_gradient(network, images)
-            features = PenultimateFeatures(network, feature_layer, images)
-    except Exception as error:
-        if hook:
-            hook.remove()
-        if isinstance(error, UserError):
-            raise UserError(f"{name}: {error}") from error
-        raise UserError(f"{name} cannot take images of {shape}: {type(error).__name__}: {error}") from error
-    finally:
-        network.train(training)
-    return NetworkSummary(
-        num_classes=logits.shape[1],
-        bn_layers=len(layers_with_statistics(network)),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        flops=counter.get_total_flops() // 2,
-        features=features,
-        hook=hook,
-        unused=unused,
+            parameter.data = parameter.data.clone(memory_format=layout)
+    return network.register_forward_pre_hook(
+        lambda _network, inputs: tuple(value.clone(memory_format=layout) for value in inputs)
     )
 
 
@@ -163,38 +83,118 @@ def weights_and_statistics(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **statistics}
 
 
-def _require_logits(output: object, images: str) -> None:
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"returns {got} for {images}, not logits (2, classes)")
+def require_usable(network: nn.Module, name: str) -> None:
+    """Check a network before anything is done with it; `name` is for the error message.
 
-
-def _require_sound_weights(network: nn.Module) -> None:
+    Raises:
+        UserError: it cannot be frozen and hooked, or a weight is in half precision or not finite.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        raise UserError(f"{name} is a TorchScript module: give the nn.Module it was compiled from")
     finite = weights_and_statistics(network)
-    for name, value in (*network.named_parameters(), *network.named_buffers()):
+    for key, value in (*network.named_parameters(), *network.named_buffers()):
         if is_lazy(value):
             continue
+        if value.is_inference():
+            raise UserError(f"{name} was created under torch.inference_mode: create it outside")
         if value.is_floating_point() and value.dtype != torch.float32:
-            kind = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"has {name} in {kind}: call .float() on it (--amp gives half precision)")
-        if name in finite and not value.isfinite().all():
-            raise UserError(f"has values in {name} that are not finite: it is damaged")
+            raise UserError(
+                f"{name}: {key} is {value.dtype}: call .float() on it (--amp gives half precision)"
+            )
+        if key in finite and not value.isfinite().all():
+            raise UserError(f"{name} has values in {key} that are not finite: it is damaged")
+
+
+@torch.no_grad()
+def check_network(
+    network: nn.Module,
+    name: str,
+    channels: int,
+    img_size: int,
+    device: torch.device,
+    feature_layer: str | None = None,
+    trained: bool = False,
+    num_classes: int | None = None,
+) -> NetworkSummary:
+    """Run a network on two images: it must return finite logits; a teacher must have penultimate features and
+    pass gradients to its images, a student must pass gradients to its parameters. Torch's random state does
+    not change.
+
+    Args:
+        network: on the device.
+        name: for error messages.
+        channels, img_size: of the images.
+        device: where to put the images.
+        feature_layer: see `PenultimateFeatures`.
+        trained: whether the network is a student; it must return logits in train mode too.
+        num_classes: that it must have, if known.
+
+    Raises:
+        UserError: a check fails, or the network does not take such images.
+    """
+    require_usable(network, name)
+    training, hook, features = network.training, None, None
+    unused: tuple[str, ...] = ()
+    images = torch.rand(2, channels, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    images = images.to(device, memory_format=torch.channels_last)
+    shape = f"{channels} x {img_size} x {img_size}"
+    try:
+        hook = settle_layout(network.eval(), images)
+        with FlopCounterMode(display=False) as counter:
+            logits = _logits(network, images)
+        if not logits.isfinite().all():
+            raise UserError("returns logits that are not finite: its weights are damaged")
+        if trained:
+            with random_state_kept(device):  # from which dropout draws
+                unused = _unused_in_training(copy.deepcopy(network).train(), images)
+        else:
+            _require_gradient(network, images)
+            features = PenultimateFeatures(network, feature_layer, images)
+        classes = logits.shape[1]
+        if num_classes not in (None, classes):
+            raise UserError(
+                f"has {classes} classes, not {num_classes}: set its number of outputs to {num_classes}"
+            )
+    except Exception as error:
+        if hook:
+            hook.remove()
+        if isinstance(error, UserError):
+            raise UserError(f"{name}: {error}") from error
+        raise UserError(f"{name} cannot take images of {shape}: {type(error).__name__}: {error}") from error
+    finally:
+        network.train(training)
+    return NetworkSummary(
+        num_classes=classes,
+        bn_layers=len(layers_with_statistics(network)),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        flops=counter.get_total_flops() // 2,
+        features=features,
+        hook=hook,
+        unused=unused,
+    )
+
+
+def _logits(network: nn.Module, images: Tensor) -> Tensor:
+    """What the network returns for two images, if it is logits."""
+    output = network(images)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2 or output.shape[1] < 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        shape, mode = " x ".join(map(str, images.shape[1:])), " in train mode" if network.training else ""
+        raise UserError(f"returns {got} for 2 images of {shape}{mode}, not logits (2, classes)")
+    return output
 
 
 @torch.enable_grad()
-def _unused_in_training(network: nn.Module, images: Tensor, shown: str) -> tuple[str, ...]:
+def _unused_in_training(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     """Names of the parameters that get no gradient in a training step.
 
     Raises:
         UserError: there is nothing to train, or no parameter gets a gradient.
     """
+    logits = _logits(network, images)
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     if not trained:
-        frozen = any(True for _ in network.parameters())
-        hint = ": all are frozen, call .requires_grad_(True)" if frozen else ""
-        raise UserError(f"has no parameters to train{hint}")
-    logits = network.train()(images)
-    _require_logits(logits, f"{shown} in train mode")
+        raise UserError("has no parameters to train: all are frozen, call .requires_grad_(True)")
     if logits.requires_grad:
         logits.sum().backward()
     unused = tuple(name for name, value in trained.items() if value.grad is None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from datafree.data.image_spec import ImageSpec
 from datafree.errors import UserError
-from datafree.networks.build import arguments_of, build
+from datafree.networks.build import build_with_weights
 from datafree.networks.names import NetworkName, parse_arguments, without_weights
 from datafree.torch_utils import checkpoint
 
@@ -21,10 +21,8 @@ USE = ("arch", "arch_args", "classes", "img_size", "mean", "std", "flip", "datas
 
 
 def require_storable(network: nn.Module, flag: str) -> None:
-    """Refuse networks whose state dict has more than tensors: reading it could run code.
-
-    Raises:
-        UserError: the network is such a one.
+    """Raises:
+    UserError: the network's state dict has more than tensors: reading it could run code.
     """
     for key, value in network.state_dict().items():
         if not isinstance(value, torch.Tensor):
@@ -63,25 +61,18 @@ def load_student(path: str | Path, source: str | NetworkName | None = None) -> n
         UserError: the checkpoint is damaged, incomplete or from another network, or needs a `source`.
     """
     path = Path(path)
-    return rebuild(_exported(path) if path.is_dir() else checkpoint.read(path), path, source)
+    if not path.is_dir():
+        return rebuild(checkpoint.read(path), path, source)
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
-
-def _exported(folder: Path) -> dict[str, Any]:
-    """The content of an exported folder, as in a `student.pth`."""
     try:
-        from safetensors import SafetensorError
-        from safetensors import torch as safetensors
-    except ImportError as error:
-        raise UserError(
-            "an exported folder needs a package that is missing: pip install safetensors"
-        ) from error
-    try:
-        use = dict(json.loads((folder / EXPORT_CONFIG).read_text(encoding="utf-8")))
-        state = safetensors.load((folder / WEIGHTS).read_bytes())
+        use = dict(json.loads((path / EXPORT_CONFIG).read_text(encoding="utf-8")))
+        state = load((path / WEIGHTS).read_bytes())
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} is no exported student ({error!s:.200})") from error
+        raise UserError(f"{path} is no exported student ({error!s:.200})") from error
     own = {key.removeprefix("student."): value for key, value in state.items() if key.startswith("student.")}
-    return {**use, "state_dict": own}
+    return rebuild({**use, "state_dict": own}, path, source)
 
 
 def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -> nn.Module:
@@ -92,15 +83,12 @@ def rebuild(content: Any, path: Path, source: str | NetworkName | None = None) -
         arguments = parse_arguments(content.get("arch_args"), "--student_args")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise UserError(f"{path} does not tell how to rebuild its network ({error!r:.200})") from error
-    if name.kind == "several":
-        raise UserError(f"{path} names several networks instead of one: it is damaged")
-    if source is None:
-        if name.kind == "file":
-            raise UserError(f"{path} needs the network's code: add --student {name} (source=...) to run it")
-        arguments = without_weights(arguments)
-    else:
+    if source is not None:
         name = source if isinstance(source, NetworkName) else NetworkName.parse(source)
+    elif name.kind == "file":
+        raise UserError(f"{path} needs the network's code: add --student {name} (source=...) to run it")
+    else:
+        arguments = without_weights(arguments)
     state = checkpoint.state_dict_of(content, path)
-    network = build(name, "--student", classes, channels, {**arguments_of(name, state), **arguments})
-    checkpoint.load_network(network, state, path, f"{name} with {classes} classes")
+    network = build_with_weights(state, path, name, "--student", classes, channels, arguments)
     return network.to(memory_format=torch.contiguous_format).eval()

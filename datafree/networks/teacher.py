@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.errors import UserError
-from datafree.networks.build import arguments_of, build, input_channels
+from datafree.networks.build import build, build_with_weights, input_channels
 from datafree.networks.check import NetworkSummary, check_network
 from datafree.networks.names import NetworkName, parse_arguments
 from datafree.settings import Settings
@@ -56,17 +56,10 @@ def prepare_teacher(settings: Settings, device: torch.device) -> Teacher:
             warnings.append("no --mean and --std: the teacher's images are assumed to be in -1 .. 1")
     channels = s.channels or input_channels(network) or len(recorded.get("mean", "rgb"))
     spec = spec.for_channels(channels)
-    name = f"--teacher {s.teacher}"
-    found = check_network(network, name, spec.channels, spec.img_size, device, s.feature_layer)
-    if classes not in (None, found.num_classes):
-        raise UserError(other_classes("teacher", s.teacher, found.num_classes, spec.num_classes))
+    name, layer = f"--teacher {s.teacher}", s.feature_layer
+    found = check_network(network, name, channels, spec.img_size, device, layer, num_classes=classes)
     spec = spec.with_classes(found.num_classes)
     return Teacher(network, None if file is None else str(file), spec, found, tuple(warnings))
-
-
-def other_classes(flag: str, name: NetworkName, found: int, wanted: int) -> str:
-    """The error message for a network with a wrong number of classes."""
-    return f"--{flag} {name} has {found} classes, not {wanted}: set its number of outputs to {wanted}"
 
 
 def read_teacher(dataset: str, name: NetworkName, path: str | None) -> tuple[Path | None, Any]:
@@ -109,32 +102,22 @@ def load_teacher(
     Raises:
         UserError: the network cannot be built, or the checkpoint is from another one.
     """
-    state = None if file is None else checkpoint.state_dict_of(content, file)
+    state = checkpoint.state_dict_of(content, file) if file else {}
     if state:
-        num_classes = num_classes or _classes_of(content, state)
-        channels = channels or _channels_of(state)
-        arguments = {**arguments_of(name, state), **(arguments or {})}
+        matrices, kernels = ([value for value in state.values() if value.dim() == n] for n in (2, 4))
+        if isinstance(content.get("classes"), list):
+            num_classes = num_classes or len(content["classes"])
+        elif matrices:
+            num_classes = num_classes or len(matrices[-1])
+        if kernels and kernels[0].shape[1] in (1, 3):
+            channels = channels or kernels[0].shape[1]
     with torch.random.fork_rng(devices=[]):  # leaves the random state of what follows as it is
         torch.manual_seed(0)  # without a checkpoint, every process needs the same weights
-        teacher = build(name, "--teacher", num_classes, channels, arguments, fresh=state is not None)
-    if state and file:
-        of = "" if num_classes is None else f" with {num_classes} classes"
-        checkpoint.load_network(teacher, state, file, f"{name}{of}")
+        if file:
+            teacher = build_with_weights(state, file, name, "--teacher", num_classes, channels, arguments)
+        else:
+            teacher = build(name, "--teacher", num_classes, channels, arguments, fresh=False)
     return teacher.to(device).eval().requires_grad_(False)
-
-
-def _classes_of(content: Any, state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes that a checkpoint records, else the rows of its last matrix."""
-    if isinstance(content, Mapping) and isinstance(content.get("classes"), list):
-        return len(content["classes"])
-    matrices = [value for value in state.values() if value.dim() == 2]
-    return len(matrices[-1]) if matrices else None
-
-
-def _channels_of(state: Mapping[str, Tensor]) -> int | None:
-    """The channels of the images that a state dict's first convolution takes, if it takes images."""
-    channels = next((value.shape[1] for value in state.values() if value.dim() == 4), None)
-    return channels if channels in (1, 3) else None
 
 
 def own_settings(network: nn.Module) -> dict[str, Any]:

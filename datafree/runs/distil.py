@@ -13,21 +13,19 @@ from torch import Tensor, nn
 
 from datafree.assemble import make_distiller
 from datafree.data.image_folders import load_folder, load_labelled
-from datafree.data.image_set import ImageSet
+from datafree.data.image_set import ImageSet, noise_like, to_float
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
-from datafree.data.pixels import noise_like, to_float
 from datafree.distiller import Distiller
-from datafree.errors import UserError
 from datafree.evaluation import Evaluator, HeldOut
 from datafree.extras.pruned import keep_zeros, zeros_of
 from datafree.extras.several_teachers import prepare_teacher
 from datafree.methods import METHODS
 from datafree.networks.bn_statistics import check_bn_statistics
-from datafree.networks.build import arguments_of, build, source_of
+from datafree.networks.build import build, build_with_weights, source_of
 from datafree.networks.check import NO_STATISTICS, NetworkSummary, check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
-from datafree.networks.teacher import Teacher, other_classes
+from datafree.networks.teacher import Teacher
 from datafree.repository import SampleRepository
 from datafree.runs.checkpoint import start_or_resume, state_of
 from datafree.runs.contact_sheet import export_repository
@@ -144,17 +142,16 @@ def _open_student(
     """
     torch.manual_seed(s.seed)
     arguments = parse_arguments(s.student_args, "--student_args")
-    state = state_of(content, file) if file else None
-    if state:
-        arguments = {**arguments_of(s.student, state), **arguments}
-    student = build(s.student, "--student", spec.num_classes, spec.channels, arguments, s.pretrained)
+    expected = s.student, "--student", spec.num_classes, spec.channels, arguments
+    if file:
+        student = build_with_weights(state_of(content, file), file, *expected)
+    else:
+        student = build(*expected, s.pretrained)
     student = student.to(device)
-    if file and state:
-        checkpoint.load_network(student, state, file, f"{s.student} with {spec.num_classes} classes")
     name = f"--student {s.student}"
-    found = check_network(student, name, spec.channels, spec.img_size, device, trained=True)
-    if found.num_classes != spec.num_classes:
-        raise UserError(other_classes("student", s.student, found.num_classes, spec.num_classes))
+    found = check_network(
+        student, name, spec.channels, spec.img_size, device, trained=True, num_classes=spec.num_classes
+    )
     require_storable(student, name)
     return student, found
 

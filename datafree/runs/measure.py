@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.balance import count_entropy, count_variation
-from datafree.data.pixels import to_float
+from datafree.data.image_set import to_float
 from datafree.distiller import Distiller
 from datafree.errors import UserError
 from datafree.evaluation import Evaluation, HeldOut

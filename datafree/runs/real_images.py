@@ -17,16 +17,15 @@ from datafree import losses
 from datafree.data.augment import OnlyFlip
 from datafree.data.datasets import SPECS
 from datafree.data.image_folders import load_folder
-from datafree.data.image_set import ImageSet
+from datafree.data.image_set import ImageSet, to_float
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
-from datafree.data.pixels import to_float
 from datafree.errors import UserError, did_you_mean
 from datafree.evaluation import Evaluator
-from datafree.networks.build import arguments_of, build, input_channels, source_of
+from datafree.networks.build import build, build_with_weights, input_channels, source_of
 from datafree.networks.check import check_network
 from datafree.networks.names import parse_arguments
 from datafree.networks.student_file import describe, require_storable
-from datafree.networks.teacher import load_teacher, other_classes, read_teacher
+from datafree.networks.teacher import load_teacher, read_teacher
 from datafree.runs.checkpoint import start_or_resume, state_of
 from datafree.runs.environment import choose_processes, load_images
 from datafree.runs.files import CHECKPOINT, PREVIOUS, SUMMARY
@@ -205,10 +204,9 @@ def train(settings: TrainSettings, output: Path) -> None:
         network = build(s.model, "--model", spec.num_classes, None, arguments, s.pretrained).to(device)
         source = source_of(s.model)
         channels = input_channels(network) or 3
-        found = check_network(network, f"--model {s.model}", channels, spec.img_size, device, trained=True)
-        if found.num_classes != spec.num_classes:
-            raise UserError(other_classes("model", s.model, found.num_classes, spec.num_classes))
-        require_storable(network, f"--model {s.model}")
+        name, size, classes = f"--model {s.model}", spec.img_size, spec.num_classes
+        found = check_network(network, name, channels, size, device, trained=True, num_classes=classes)
+        require_storable(network, name)
         processes.freeze_unused(network, found.unused)
         spec = replace(spec, classes=tuple(train_images.classes)).for_channels(channels)
         evaluate = Evaluator(test_images.for_channels(channels), spec.normalize, device)
@@ -257,15 +255,13 @@ def evaluate_only(settings: TrainSettings, output: Path) -> None:
         file = training_folder(s, output) / CHECKPOINT
     content = checkpoint.read(file)
     spec = image_spec(s, "test", recorded_spec(content))
-    state = state_of(content, file)
-    arguments = {**arguments_of(s.model, state), **parse_arguments(s.model_args, "--model_args")}
-    network = build(s.model, "--model", spec.num_classes, None, arguments).to(device)
+    state, arguments = state_of(content, file), parse_arguments(s.model_args, "--model_args")
+    network = build_with_weights(state, file, s.model, "--model", spec.num_classes, None, arguments)
     channels = input_channels(network) or 3
     spec = spec.for_channels(channels)
-    checkpoint.load_network(network, state, file, f"{s.model} with {spec.num_classes} classes")
     images = load_images(s, processes, s.dataset, "test", spec.img_size).for_channels(channels)
     if processes.is_main:
-        print(f"{s.model} on {s.dataset}: {Evaluator(images, spec.normalize, device)(network)}")
+        print(f"{s.model} on {s.dataset}: {Evaluator(images, spec.normalize, device)(network.to(device))}")
 
 
 # Knowledge distillation

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from datafree import losses
 from datafree.data.augment import Augment
-from datafree.data.pixels import to_uint8
+from datafree.data.image_set import to_uint8
 from datafree.methods import Method
 from datafree.models.generator import Generator
 from datafree.networks.bn_statistics import BNStatistics
