@@ -10,9 +10,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from helpers import named
 from torch import nn
 
 from datafree.errors import Damaged, UserError
+from datafree.networks.build import build, build_with_weights
 from datafree.torch_utils import checkpoint
 
 CONTENT = {
@@ -168,15 +170,15 @@ def test_a_state_dict_is_found_bare_or_under_a_known_name(tmp_path):
 
 
 def test_a_checkpoint_of_another_network_is_refused_in_a_line(tmp_path):
-    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    state = dict(network.state_dict())
+    state = dict(build(named("wrn16_1"), "--student", 3).state_dict())
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    checkpoint.load_network(network, old, tmp_path, "it")
+    build_with_weights(old, tmp_path, named("wrn16_1"), "--student", 3)
     for spoilt, reason in (
-        ({**state, "0.weight": torch.zeros(5, 4)}, "size mismatch for 0.weight"),
-        ({"0.weight": state["0.weight"]}, "Missing key"),
+        ({**state, "fc.weight": torch.zeros(5, 64)}, "size mismatch for fc.weight"),
+        ({"fc.weight": state["fc.weight"]}, "Missing key"),
         ({**state, "2.bias": torch.zeros(3)}, 'Unexpected key.* "2.bias"'),
     ):
-        with pytest.raises(UserError, match=f"is not a checkpoint of it: .*{reason}") as raised:
-            checkpoint.load_network(network, spoilt, tmp_path, "it")
+        message = f"is not a checkpoint of wrn16_1 with 3 classes: .*{reason}"
+        with pytest.raises(UserError, match=message) as raised:
+            build_with_weights(spoilt, tmp_path, named("wrn16_1"), "--student", 3)
         assert "\n" not in str(raised.value)

@@ -22,12 +22,6 @@ MISFIT = (
 FAR_FROM_NOISE, FAR_FROM_IMAGES = 0.6, 0.25
 
 
-def layers_with_statistics(network: nn.Module) -> list[nn.BatchNorm2d]:
-    """The BatchNorm2d layers that have running statistics, in the order of the modules."""
-    layers = (layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
-    return [layer for layer in layers if layer.running_mean is not None]
-
-
 class _Moments(torch.autograd.Function):
     """Returns a layer's input (N, C, H, W), and its mean and biased variance per channel, (C,), at least in
     single precision.
@@ -60,8 +54,8 @@ def _stored(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 class BNStatistics:
-    """Distance between the statistics of a batch and those stored in a network's BatchNorm2d layers
-    (DeepInversion, Yin et al., CVPR 2020, equation 4; momentum: Fast-Meta, Fang et al., AAAI 2022).
+    """Distance between the statistics of a batch and those stored in a network's BatchNorm2d layers that
+    have any (DeepInversion, Yin et al., CVPR 2020, equation 4; momentum: Fast-Meta, Fang et al., AAAI 2022).
 
     Args:
         network: in eval mode whenever it is measured.
@@ -70,7 +64,8 @@ class BNStatistics:
     """
 
     def __init__(self, network: nn.Module, momentum: float = 0.0):
-        self.layers = layers_with_statistics(network)
+        layers = (layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d))
+        self.layers = [layer for layer in layers if layer.running_mean is not None]
         self.momentum = momentum
         self._batch: dict[int, tuple[Tensor, Tensor]] = {}
         self._average: dict[int, tuple[Tensor, Tensor]] = {}

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from datafree import models
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import NetworkName
-from datafree.torch_utils import checkpoint
+
+REASONS = 3  # why a state dict does not fit, in an error message
 
 
 def build(
@@ -38,14 +39,14 @@ def build(
             `in_channels` if it has such parameters.
         flag: the flag that named it, for error messages.
         num_classes: outputs; None for the network's default.
-        channels: of the images; None for the network's default. If the network takes other images, its first
-            convolution is replaced.
+        channels: of the images; None for the network's default.
         arguments: more keyword arguments.
         pretrained: of this project's networks: start from torchvision's weights where there are any.
-        fresh: whether the initial weights do not matter, so that a convolution may be replaced.
+        fresh: whether the initial weights do not matter: the first convolution is then replaced if it takes
+            other channels.
 
     Raises:
-        UserError: there is no such network, or it cannot be built, or not for these channels.
+        UserError: there is no such network, or it cannot be built.
     """
     where = f"{flag} {name}"
     try:
@@ -57,10 +58,7 @@ def build(
         raise UserError(f"{where} raised {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{where} returned a {type(network).__name__}: return a torch.nn.Module")
-    takes = input_channels(network)
-    if channels is not None and takes is not None and channels != takes:
-        if not fresh:
-            raise UserError(f"{where} takes images of {takes} channels, not {channels}: see --channels")
+    if fresh and channels is not None and input_channels(network) not in (None, channels):
         _replace_first_convolution(network, channels)
     return network.float().to(memory_format=torch.channels_last)
 
@@ -184,12 +182,19 @@ def build_with_weights(
     stand for several layouts mean the one with such keys.
 
     Raises:
-        UserError: it cannot be built, or the weights are from another network.
+        UserError: it cannot be built, or keys or shapes differ; the first that do are named.
     """
     found = models.arguments_of(name.target, state) if name.kind == "own" else {}
     network = build(name, flag, num_classes, channels, {**found, **(arguments or {})})
-    of = "" if num_classes is None else f" with {num_classes} classes"
-    checkpoint.load_network(network, state, file, f"{name}{of}")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reasons = [line.strip(" .\t")[:200] for line in str(error).splitlines()[1:]]
+        of = "" if num_classes is None else f" with {num_classes} classes"
+        raise UserError(
+            f"{file} is not a checkpoint of {name}{of}: {'; '.join(reasons[:REASONS])}; "
+            "check the architecture's name and the number of classes"
+        ) from error
     return network
 
 

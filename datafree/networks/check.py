@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from datafree.errors import UserError
-from datafree.networks.bn_statistics import layers_with_statistics
+from datafree.networks.bn_statistics import BNStatistics
 from datafree.networks.penultimate import PenultimateFeatures
 from datafree.torch_utils.random import random_state_kept
 
@@ -146,9 +146,9 @@ def check_network(
             raise UserError("returns logits that are not finite: its weights are damaged")
         if trained:
             with random_state_kept(device):  # from which dropout draws
-                unused = _unused_in_training(copy.deepcopy(network).train(), images)
+                unused = _without_gradient(copy.deepcopy(network).train(), images, trained)
         else:
-            _require_gradient(network, images)
+            _without_gradient(network, images, trained)
             features = PenultimateFeatures(network, feature_layer, images)
         classes = logits.shape[1]
         if num_classes not in (None, classes):
@@ -165,7 +165,7 @@ def check_network(
         network.train(training)
     return NetworkSummary(
         num_classes=classes,
-        bn_layers=len(layers_with_statistics(network)),
+        bn_layers=len(BNStatistics(network).layers),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         flops=counter.get_total_flops() // 2,
         features=features,
@@ -185,34 +185,25 @@ def _logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 @torch.enable_grad()
-def _unused_in_training(network: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Names of the parameters that get no gradient in a training step.
+def _without_gradient(network: nn.Module, images: Tensor, trained: bool) -> tuple[str, ...]:
+    """Names of the parameters that get no gradient. For a teacher, empty.
 
     Raises:
-        UserError: there is nothing to train, or no parameter gets a gradient.
+        UserError: nothing gets a gradient, neither any parameter of a student, nor the images of a teacher.
     """
-    logits = _logits(network, images)
-    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    if not trained:
-        raise UserError("has no parameters to train: all are frozen, call .requires_grad_(True)")
-    if logits.requires_grad:
-        logits.sum().backward()
-    unused = tuple(name for name, value in trained.items() if value.grad is None)
-    if len(unused) == len(trained):
-        raise UserError("passes no gradient to its parameters: its forward is under no_grad, or detaches")
-    return unused
-
-
-@torch.enable_grad()
-def _require_gradient(network: nn.Module, images: Tensor) -> None:
-    images = images.clone().requires_grad_()
-    logits = network(images)
-    gradient = None
+    leaves = {"images": images.clone().requires_grad_()}
+    if trained:
+        leaves = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        if not leaves:
+            raise UserError("has no parameters to train: all are frozen, call .requires_grad_(True)")
+    logits = _logits(network, images if trained else leaves["images"])
+    gradients: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if logits.requires_grad:  # weight the logits differently: their plain sum may be constant
         weights = torch.linspace(1, 2, logits.numel(), device=logits.device).view_as(logits)
-        (gradient,) = torch.autograd.grad((logits * weights).sum(), images, allow_unused=True)
-    if gradient is None or not gradient.any():
-        raise UserError(
-            "passes no gradient to its images, and samples cannot be synthesised without: its forward is "
-            "under no_grad, detaches, or rounds"
-        )
+        gradients = torch.autograd.grad((logits * weights).sum(), [*leaves.values()], allow_unused=True)
+    names = zip(leaves, gradients, strict=True)
+    unused = [name for name, value in names if value is None or not (trained or value.any())]
+    if len(unused) == len(leaves):
+        what = "its parameters" if trained else "its images, so that none can be synthesised"
+        raise UserError(f"passes no gradient to {what}: its forward is under no_grad, detaches, or rounds")
+    return tuple(unused)

@@ -40,7 +40,6 @@ from datafree.settings import Settings
 from datafree.torch_utils import checkpoint
 from datafree.torch_utils.distributed import Processes
 from datafree.torch_utils.precision import set_kernels
-from datafree.torch_utils.state import fingerprint
 
 BALANCE = ("count_variation", "count_entropy", "lof_relative_iqr", "lof_outside_share", "margin")
 SHEETS = 10  # contact sheets in a run
@@ -107,7 +106,7 @@ def distil(settings: Settings, warnings: Sequence[str] = ()) -> None:
         processes.freeze_unused(student, found.unused)
         start = None
         if file:
-            start = fingerprint(student)
+            start = checkpoint.fingerprint(student)
             zeros, count = zeros_of(student)
             kept = ", and stay zero" if s.keep_zeros else ""
             share = f"{100 * zeros / max(1, count):.1f} % of its weights are zero{kept}"
@@ -207,7 +206,7 @@ def _run(parts: _Parts) -> None:
             run.evaluation = parts.evaluate(parts.student)
             if s.student_ckpt:
                 folder.log(f"student at the start: {run.evaluation}")
-    weights = fingerprint(parts.teacher.network)
+    weights = checkpoint.fingerprint(parts.teacher.network)
     same = {"student_start": parts.student_start, "teacher_weights": weights}
     judged_by = "test_top1" if parts.evaluate else "holdout_agreement"
     also = {"teacher_ckpt": parts.teacher.file, "judged_by": judged_by}

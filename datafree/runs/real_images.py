@@ -38,7 +38,6 @@ from datafree.torch_utils.distributed import Processes
 from datafree.torch_utils.precision import at_least_single
 from datafree.torch_utils.random import global_state, set_global_state
 from datafree.torch_utils.sgd import SGDTrainer
-from datafree.torch_utils.state import fingerprint
 
 Forward = Callable[[Tensor], Tensor]  # inputs to logits
 Criterion = Callable[[Forward, Tensor, Tensor], Tensor]  # of the network, inputs and labels to a loss
@@ -303,7 +302,7 @@ def distill(settings: KDSettings) -> None:
             folder.log(f"teacher {s.teacher}: {evaluate(teacher)}")
         folder.log(f"{s.method}: {s.teacher} to {s.student}, {len(images):,} images; see {path}")
         described = partial(describe, student, s.student, None, None, spec)
-        same = {"teacher_weights": fingerprint(teacher)}
+        same = {"teacher_weights": checkpoint.fingerprint(teacher)}
         also = {"method": s.method, "teacher_ckpt": str(file), "judged_by": "test_top1"}
         progress = _train(epochs, folder, s, spec, same, also, described)
         if not processes.is_main:
