@@ -77,3 +77,28 @@ def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):
     torch.testing.assert_close(network[-1](features.value), logits)
     with pytest.raises(UserError, match="no linear layer"):
         PenultimateFeatures(nn.Conv2d(3, 3, 1))
+
+
+def test_statistics_that_do_not_belong_to_the_weights_are_recognised(rng):
+    network, images = bn_network(), torch.rand(256, 3, 8, 8, generator=rng)
+    statistics = BNStatistics(network)
+    assert statistics.untouched
+    network.train()
+    with torch.no_grad():
+        network[0].weight.mul_(10)
+        for _ in range(100):
+            network(images)
+    network.eval()
+    assert not statistics.untouched
+
+    def mismatch():
+        with statistics.capture(), torch.no_grad():
+            network(images)
+        return statistics.mismatch()
+
+    assert mismatch() < 0.05
+    network[1].running_var.mul_(10)
+    assert mismatch() == pytest.approx(1, abs=0.05)
+    network[1].running_var.div_(10)
+    network[1].running_mean.add_(2 * network[1].running_var.sqrt())
+    assert mismatch() == pytest.approx(2, abs=0.05)
