@@ -1,6 +1,6 @@
 """A run's folder with damaged files: whatever reads it works, or reports in one line what is wrong.
 
-FUZZ_CASES=500 python -m pytest tests/test_fuzz.py     (more cases; part of make soak)
+FUZZ_CASES=500 python -m pytest tests/robustness/test_fuzz.py     (more cases; part of make soak)
 """
 
 import os
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_here
+from conftest import run_here, succeed
 from helpers import write_teacher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -38,8 +38,7 @@ FILES = (*JSON, "samples.bin", "checkpoint.pth", "checkpoint.previous.pth", "stu
 def genuine(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("genuine")
     write_teacher(cwd / "teacher.pth")
-    done = run_here("bsr_main.py", *RUN, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    succeed("bsr_main.py", *RUN, cwd=cwd)
     return cwd
 
 
