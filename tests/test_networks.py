@@ -155,7 +155,7 @@ def test_the_second_example_of_the_readme(cwd):
     train = "--epochs 5 --batch_size 64 --lr 0.1 --wd 5e-4 --output grey.pth --device cpu"
     succeed(f"train_scratch.py --dataset digits --model {grey} {train}", cwd=cwd)
     student = f"--student {grey} --student_args width=12 --save_dir out --device cpu"
-    steps = "--epochs 10 --warmup 2 --kd_steps 20 --ep_steps 20 --batch_size 64 --g_steps 5"
+    steps = "--epochs 10 --warmup 2 --kd_steps 20 --ep_steps 20 --batch_size 64 --g_steps 4"
     succeed(f"bsr_main.py --dataset none --teacher {grey} --teacher_ckpt grey.pth {student} {steps}", cwd=cwd)
     scored = succeed(f"bsr_main.py --dataset digits --evaluate_only {student}", cwd=cwd)
     assert float(re.search(r": ([\d.]+) % \(", scored)[1]) >= 80, scored

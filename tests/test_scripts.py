@@ -23,7 +23,7 @@ DIGITS = " ".join(["bsr_main.py --dataset digits --teacher wrn16_1", *TINY])
 STUDENT = "--student mobilenetv2"  # it has dropout, which draws from torch's global generator
 
 
-def write_cifar10(root: Path, images_per_file: int = 20):
+def write_cifar10(root: Path, images_per_file: int = 8):
     """CIFAR-10 in its original format, with random images."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_a_run_is_neither_erased_nor_mixed_with_another(digits_run, tmp_path):
 
 def test_components_switch_off_one_by_one(digits_run):
     cwd, _ = digits_run
-    more = "--student wrn16_1 --no-dlw --no_iho --oh 0.7 --adv 0 --cr 1 --fp16 --is_maml 0 --save-dir off"
+    more = "--student wrn16_1 --no-dlw --no_iho --oh 0.7 --adv 0 --cr 1 --is_maml 0 --save-dir off"
     printed = succeed(f"{DIGITS} {more}", cwd=cwd)
     config = json.loads((cwd / "off/config.json").read_text())
     assert (config["dlw"], config["blg"], config["iho"]) == (False, True, False)
