@@ -148,16 +148,16 @@ def test_networks_with_different_arguments_are_different_rows_and_yardsticks(rol
     for seed, width, last in zip(seeds, (8, 12), (90.0, 91.0), strict=True):
         folder = tmp_path / f"runs/{width}"
         write_run(folder, seed, last, pair=pair, **{f"{role}_args": f"width={width}"})
-        summary = json.loads((folder / "summary.json").read_text())
-        (folder / "summary.json").write_text(json.dumps({**summary, "teacher_top1": 80.0 + width}))
+        if role == "teacher":
+            summary = json.loads((folder / "summary.json").read_text())
+            (folder / "summary.json").write_text(json.dumps({**summary, "teacher_top1": 80.0 + width}))
     write_training(tmp_path / "checkpoints/cifar10_net.py_Small.pth.training", 93.21)
     rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
     assert (f"bsr ({role}_args width=8)", str(seeds[0]), "90.00") in rows
     assert (f"bsr ({role}_args width=12)", str(seeds[1]), "91.00") in rows
     if role == "teacher":
         assert ("teacher", "", "92.00 / 88.00") in rows  # in the order of the rows
-    assert "student from scratch" not in str(rows)
-    assert "±" not in str(rows)
+    assert not re.search("±|student from scratch", str(rows))
 
 
 @pytest.mark.parametrize(

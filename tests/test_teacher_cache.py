@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import run_here
 from helpers import SHORT, assert_same_weights, distiller, flags, samples, untimed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,12 +147,6 @@ def by_place(images):
 def test_a_teacher_that_rounds_by_the_place_in_a_batch_is_reported(teach, exact):
     assert (make_cache(ROW, teach).inexact == "") is exact
     assert make_cache(ROW, teach, batch_size=1).inexact == ""  # an image is always in the same place
-
-
-def test_fresh_samples_are_refused(tmp_path):
-    done = run_here("bsr_main.py", "--method", "dafl", "--reuse_teacher", "1MB", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--reuse_teacher needs stored samples" in done.stderr
 
 
 def test_the_benchmarks_know_the_share_of_views_that_they_report():

@@ -12,7 +12,7 @@ import soak
 import torch
 from conftest import ROOT, run_here, run_script, succeed
 from helpers import assert_refused, distiller, flags, metrics, write_folder, write_teacher
-from processes import epochs_done, start, stop_after
+from processes import start, stop_after
 
 from datafree.torch_utils import checkpoint
 
@@ -155,19 +155,6 @@ def test_a_full_disk_costs_no_checkpoint(cwd):
     succeed(f"{COMMON} --epochs 6 --resume", cwd=cwd)
     assert metrics(cwd / "out") == whole
     assert students_equal(cwd / "out", cwd / "whole")
-
-
-def test_two_commands_do_not_write_to_one_folder(cwd):
-    first = start(*COMMON.split(), "--epochs", 500, cwd=cwd)
-    try:
-        while first.poll() is None and epochs_done(cwd / "out") < 2:
-            pass
-        for more in ("--resume", "--overwrite"):
-            assert_refused(bsr(cwd, "--epochs", 500, more), "another command writes to out")
-        assert first.poll() is None
-    finally:
-        first.kill()
-        first.communicate()
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_term_and_saves_what_was_before(cwd, monkeypatch):
