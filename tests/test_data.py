@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datafree.data.pixels import to_float
 from helpers import CPU, golden, named, write_folder
 from PIL import Image
 from scipy.io import savemat
@@ -18,7 +19,6 @@ from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.data.load import load_split
-from datafree.data.pixels import to_float
 from datafree.errors import UserError
 from datafree.evaluation import Evaluator
 from datafree.networks.teacher import load_teacher, read_teacher
