@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datafree.data.pixels import to_float
 from helpers import CPU, golden, named, write_folder
 from PIL import Image
 from scipy.io import savemat
@@ -17,6 +16,7 @@ from scipy.io import savemat
 from datafree.data.augment import Normalize
 from datafree.data.datasets import NORMALIZATIONS
 from datafree.data.image_folders import load_labelled
+from datafree.data.image_set import to_float
 from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.data.load import load_split
 from datafree.errors import UserError
