@@ -98,11 +98,6 @@ def test_all_81_crops_are_drawn_about_equally_often_and_half_are_mirrored(rng):
     counts = torch.bincount((shifts[0] + 4) * 9 + shifts[1] + 4, minlength=81)
     assert len(counts) == 81
     assert 850 < counts.min() <= counts.max() < 1150
-    image = torch.zeros(1, 1, 8, 8)
-    image[..., 4] = 1
-    warped = augment.warp(image.expand(2000, -1, -1, -1), rng)
-    columns = set(warped.sum((1, 2)).argmax(1).tolist())
-    assert columns == set(range(8))
 
 
 def test_windows_reach_both_ends_of_aspect_area_and_place():

@@ -17,17 +17,6 @@ def bn_network():
     ).eval()
 
 
-def test_distance_to_the_statistics_of_a_batch(rng):
-    network, images = bn_network(), torch.rand(6, 3, 8, 8, generator=rng)
-    statistics = BNStatistics(network)
-    with statistics.capture():
-        network(images)
-    inputs = network[0](images).detach().numpy()
-    mean, variance = inputs.mean((0, 2, 3)), inputs.var((0, 2, 3))
-    expected = np.linalg.norm(1 - variance) + np.linalg.norm(0 - mean)
-    assert statistics.distance().item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_momentum_mixes_in_the_batches_before(rng):
     network = bn_network().double()
     batches = [torch.rand(6, 3, 8, 8, generator=rng, dtype=torch.float64) for _ in range(3)]
@@ -59,14 +48,6 @@ def test_gradients_of_the_distance_are_those_of_autograd(rng):
     variance, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
     (torch.norm(1 - variance) + torch.norm(mean) + network(images).square().sum()).backward()
     torch.testing.assert_close(actual, images.grad, rtol=1e-9, atol=1e-12)
-
-
-def test_statistics_are_taken_only_while_captured():
-    network = bn_network()
-    statistics, features = BNStatistics(network), PenultimateFeatures(network)
-    with statistics.capture(), features.capture():
-        pass
-    assert not any(layer._forward_pre_hooks for layer in network.modules())
 
 
 def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):

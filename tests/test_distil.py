@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import succeed
-from helpers import NORMALIZE, SHORT, distiller, flags, metrics, write_folder, write_teacher
+from helpers import DIGITS, NORMALIZE, SHORT, distiller, flags, metrics, write_folder, write_teacher
 
 from datafree.runs.distil import store_images
 
@@ -23,10 +23,6 @@ def test_images_from_elsewhere_get_the_class_that_the_teacher_gives_them():
 def test_synthesis_starts_with_the_images_of_a_folder(method, samples, tmp_path):
     write_folder(tmp_path / "first", splits=("any",), classes=("thing",), count=10)
     write_teacher(tmp_path / "teacher.pth")
-    words = (
-        "bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1 "
-        "--warmup 0 --kd_steps 1 --ep_steps 1 --batch_size 8 --g_steps 1 --cmi_init first --device cpu "
-        "--save_dir out"
-    )
-    succeed(f"{words} --method {method} --epochs {len(samples)}", cwd=tmp_path)
+    steps = "--warmup 0 --kd_steps 1 --ep_steps 1 --batch_size 8 --g_steps 1 --cmi_init first --save_dir out"
+    succeed(f"{DIGITS} {steps} --method {method} --epochs {len(samples)}", cwd=tmp_path)
     assert [row["repository"] for row in metrics(tmp_path / "out")] == samples

@@ -32,11 +32,6 @@ def test_dlw_ablation_modes(mode, expected):
     assert alphas(mode) == pytest.approx(expected)
 
 
-def test_dlw_refuses_a_window_of_one():
-    with pytest.raises(ValueError, match="memory_size"):
-        alphas("dynamic", oh_memory_size=1)
-
-
 def test_dlw_continues_from_its_state():
     history = [(5 - e, 5 - e) for e in range(5)]
     whole = alphas("dynamic", history)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import succeed
-from helpers import TINY, samples, write_teacher
+from helpers import DIGITS, samples, write_teacher
 
 from datafree.errors import Damaged, UserError
 from datafree.repository import SampleRepository
@@ -166,8 +166,7 @@ def test_classes_that_would_share_a_folder_do_not():
 
 def test_a_checkpoint_continues_in_a_new_folder_with_its_samples_and_metrics(tmp_path):
     write_teacher(tmp_path / "teacher.pth")
-    words = "bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1"
-    succeed(words, *TINY, "--save_dir", "one", cwd=tmp_path)
-    succeed(words, *TINY, *"--resume one/checkpoint.pth --save_dir new".split(), cwd=tmp_path)
+    succeed(f"{DIGITS} --save_dir one", cwd=tmp_path)
+    succeed(f"{DIGITS} --resume one/checkpoint.pth --save_dir new", cwd=tmp_path)
     for name in ("samples.bin", "metrics.jsonl"):
         assert (tmp_path / "new" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()

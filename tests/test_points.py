@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_here, succeed
-from helpers import TINY, assert_refused, metrics, write_run, write_teacher
+from helpers import DIGITS, assert_refused, metrics, write_run, write_teacher
 from PIL import Image
 
 from datafree import models
@@ -29,10 +29,9 @@ POINTS = "show_result/show_points_ablation.py"
 def runs(tmp_path_factory):
     """The folder of two real runs with 64 samples each, `bsr` and `Basic`, and their points."""
     cwd = tmp_path_factory.mktemp("figures")
-    write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
-    words = "bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1"
+    write_teacher(cwd / "teacher.pth")
     for name, method in (("bsr", "bsr"), ("Basic", "fast_meta")):
-        succeed(words, *TINY, "--method", method, "--save_dir", name, cwd=cwd)
+        succeed(f"{DIGITS} --method {method} --save_dir {name}", cwd=cwd)
     succeed(f"{POINTS} bsr Basic --output points", cwd=cwd)
     return cwd
 
@@ -166,7 +165,7 @@ def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neit
     state = content["distiller"]["repository"]
     state["serials"] = state["serials"][torch.arange(64) % 3 > 0]  # as if IHO had been at work
     torch.save(content, path)
-    teacher_file = runs / "checkpoints/pretrained/digits_wrn16_1.pth"
+    teacher_file = runs / "teacher.pth"
     command = f"show_result/removed.py bsr Basic --teacher_ckpt {teacher_file} --output"
     (tmp_path / "other.csv").write_text("hello")
     assert_refused(run_here(f"{command} other.csv", cwd=tmp_path), "other.csv is no file of this script")

@@ -5,16 +5,13 @@ import copy
 import pytest
 import torch
 from conftest import run_here, succeed
-from helpers import assert_refused, write_teacher
+from helpers import DIGITS, assert_refused, write_teacher
 from torch import nn
 
 from datafree import models
 from datafree.extras.pruned import keep_zeros, zeros_of
 
-BSR = (
-    "bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --epochs 3 --warmup 1 "
-    "--kd_steps 2 --ep_steps 2 --batch_size 32 --g_steps 2 --lr 0.01 --save_dir run"
-)
+BSR = f"{DIGITS} --epochs 3 --batch_size 32 --lr 0.01 --save_dir run"
 
 
 def test_zeros_stay_zero_through_momentum_and_decay():
@@ -47,7 +44,7 @@ def test_a_pruned_student_recovers_and_is_continued_only_from_its_own_start(tmp_
             if parameter.dim() > 1:
                 parameter[parameter.abs() < parameter.abs().median()] = 0
     torch.save(student.state_dict(), tmp_path / "pruned.pth")
-    command = f"{BSR} --student wrn16_1 --keep_zeros --student_ckpt"
+    command = f"{BSR} --keep_zeros --student_ckpt"
     succeed(f"{command} pruned.pth", cwd=tmp_path)
     trained = torch.load(tmp_path / "run/student.pth", weights_only=True)["state_dict"]
     for name, value in student.state_dict().items():

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from conftest import ROOT, succeed
-from helpers import metrics, write_teacher
+from helpers import DIGITS, metrics, write_teacher
 
 from datafree.cli import bsr
 from datafree.settings import resolve
@@ -84,11 +84,7 @@ def test_the_rows_of_the_ablation_have_the_published_settings():
 
 def test_bsr_without_its_components_is_fast_meta(tmp_path):
     """So that one run stands for both in the ablation on CIFAR-10."""
-    words = (
-        "bsr_main.py --dataset none --img_size 32 --teacher wrn16_1 --teacher_ckpt teacher.pth "
-        "--student wrn16_1 --epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 8 --g_steps 10 "
-        "--adv 1.33 --device cpu"
-    )
+    words = f"{DIGITS} --dataset none --img_size 32 --batch_size 8 --g_steps 10 --adv 1.33"
     write_teacher(tmp_path / "teacher.pth")
     rows = {}
     for name, more in (("bsr", "--no-dlw --no-blg --no-iho"), ("fast_meta", "")):

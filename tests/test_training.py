@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from conftest import run_here, succeed
-from helpers import assert_refused, metrics, write_folder, write_teacher
+from helpers import assert_refused, assert_same_files, metrics, write_folder, write_teacher
 from processes import epochs_done, start, stop_after
 
 from datafree.runs.real_images import noise
@@ -38,11 +38,6 @@ def cwd(tmp_path):
     return tmp_path
 
 
-def assert_equal_weights(*files):
-    states = [torch.load(file, weights_only=True)["state_dict"] for file in files]
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-
-
 def test_a_teacher_killed_three_times_ends_bit_for_bit_like_one_that_was_not(cwd):
     whole, broken = cwd / "whole", cwd / "broken"
     for folder in (whole, broken):
@@ -63,7 +58,7 @@ def test_a_teacher_killed_three_times_ends_bit_for_bit_like_one_that_was_not(cwd
     other = run_here(f"{TRAIN} --epochs 20 --wd 0.1 --resume", cwd=broken)
     assert_refused(other, "weight_decay was 0.0001 and is 0.1")
     succeed(f"{TRAIN} --epochs 20 --resume", cwd=broken)
-    assert_equal_weights(whole / "t.pth", broken / "t.pth")
+    assert_same_files(whole / "t.pth", broken / "t.pth")
     assert metrics(training) == rows
     assert json.loads((training / "summary.json").read_text())["last_top1"] == figures["last_top1"]
     assert not (training / "checkpoint.pth").exists()
@@ -93,7 +88,7 @@ def test_two_processes_train_one_network_and_continue_exactly(cwd):
     resumed = train("--resume")
     _, errors = resumed.communicate(timeout=200)
     assert resumed.returncode == 0, errors
-    assert_equal_weights(cwd / "whole.pth", cwd / "t.pth")
+    assert_same_files(cwd / "whole.pth", cwd / "t.pth")
 
 
 def test_images_of_noise_are_the_same_whenever_they_are_read():
@@ -117,7 +112,7 @@ def test_kd_with_real_images_continues_exactly_after_a_signal_though_the_teacher
     (cwd / "teacher.pth").rename(cwd / "moved.pth")
     moved = "--teacher_ckpt moved.pth --resume"
     succeed(f"{flags} {moved}", cwd=cwd)
-    assert_equal_weights(cwd / "whole/student.pth", cwd / "out/student.pth")
+    assert_same_files(cwd / "whole/student.pth", cwd / "out/student.pth")
     rows = metrics(cwd / "out")
     assert rows == metrics(cwd / "whole")
     summary = json.loads((cwd / "out/summary.json").read_text())
