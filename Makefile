@@ -45,7 +45,7 @@ results: $(INSTALLED)
 
 soak: $(INSTALLED)
 	$(PY) tests/robustness/soak.py
-	FUZZ_CASES=500 $(PY) -m pytest -q tests/test_fuzz.py
+	FUZZ_CASES=500 $(PY) -m pytest -q tests/robustness/test_fuzz.py
 
 bench: $(INSTALLED)
 	$(PY) -W ignore benchmarks/bench.py

@@ -39,25 +39,37 @@ def networks():
     return classifier(0).requires_grad_(False), classifier(1)
 
 
-def run_script(name: str, *args: object, cwd: Path, timeout: float = 300, **environment: str):
-    """A script of the project as a user runs it; the finished process with its output as text."""
-    command = [sys.executable, str(ROOT / name), *map(str, args)]
+def run_script(command: str, *words: object, cwd: Path, timeout: float = 300, **environment: str):
+    """Run a script of the project as a user does; returns the finished process with its output as text.
+
+    Args:
+        command: the script and flags, split at blanks; `words` follow.
+    """
+    script, *first = command.split()
+    command_line = [sys.executable, str(ROOT / script), *first, *map(str, words)]
     env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command_line, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-def run_here(name: str, *args: object, cwd: Path):
-    """The same within this process, which takes no time to start: for what is refused before it begins."""
+def run_here(command: str, *words: object, cwd: Path):
+    """Like `run_script`, but in this process, which takes no time to start."""
     argv, folder, status = sys.argv, os.getcwd(), 0
     stdout, stderr = io.StringIO(), io.StringIO()
-    sys.argv = [name, *map(str, args)]
+    sys.argv = [*command.split(), *map(str, words)]
     os.chdir(cwd)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            runpy.run_path(str(ROOT / name), run_name="__main__")
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
     except SystemExit as end:
         status = end.code
     finally:
         sys.argv = argv
         os.chdir(folder)
     return subprocess.CompletedProcess(sys.argv, status, stdout.getvalue(), stderr.getvalue())
+
+
+def succeed(command: str, *words: object, cwd: Path) -> str:
+    """What a script prints, which must succeed, run in this process."""
+    done = run_here(command, *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -174,6 +174,12 @@ def assert_same_weights(network: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
+def assert_same_files(file: Path, other: Path) -> None:
+    """Two checkpoints of a network have the same weights."""
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in (file, other)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
 # Formulas in NumPy
 
 
@@ -228,10 +234,9 @@ FEW |= {"ep_steps": 2, "batch_size": 16, "g_steps": 2, "lr": 0.01}
 
 # Runs and files
 
-TINY = [
-    *"--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2".split(),
-    *"--device cpu".split(),
-]
+TINY = "--epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2 --device cpu"
+# A run of four short epochs, beside the teacher that `write_teacher` writes to teacher.pth
+DIGITS = "bsr_main.py --dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1 " + TINY
 
 
 def write_teacher(path: Path, arch="wrn16_1", num_classes=10, seed=0, **content):

@@ -29,6 +29,8 @@ def test_small_images_are_padded_cropped_and_flipped_pixel_for_pixel(rng):
     assert all(which)
     assert len({tuple(w) for w in which}) > 30  # each image has an offset of its own
     assert 16 < sum(w[0] % 2 for w in which) < 48  # about half are mirrored
+    unflipped = Augment(PLAIN, flip=False).warp(image.expand(64, -1, -1, -1), rng)
+    assert all((possible[::2] == result).flatten(1).all(1).any() for result in unflipped)
 
 
 @pytest.mark.parametrize("size", [32, 48])
@@ -40,13 +42,6 @@ def test_stored_images_are_augmented_like_others(size, flip, rng):
     stored = augment(images, rng)
     rng.set_state(state)
     assert torch.equal(stored, augment(images.float() / 255, rng))
-
-
-def test_nothing_is_flipped_where_a_flip_changes_the_class(rng):
-    image = torch.rand(3, 32, 32, generator=rng)
-    augmented = Augment(PLAIN, flip=False).warp(image.expand(64, -1, -1, -1), rng)
-    unflipped = torch.stack(list(windows(image)))[::2]
-    assert all((unflipped == result).flatten(1).all(1).any() for result in augmented)
 
 
 def test_crops_equal_kornias(rng):
@@ -103,11 +98,6 @@ def test_all_81_crops_are_drawn_about_equally_often_and_half_are_mirrored(rng):
     counts = torch.bincount((shifts[0] + 4) * 9 + shifts[1] + 4, minlength=81)
     assert len(counts) == 81
     assert 850 < counts.min() <= counts.max() < 1150
-    image = torch.zeros(1, 1, 8, 8)
-    image[..., 4] = 1
-    warped = augment.warp(image.expand(2000, -1, -1, -1), rng)
-    columns = set(warped.sum((1, 2)).argmax(1).tolist())
-    assert columns == set(range(8))
 
 
 def test_windows_reach_both_ends_of_aspect_area_and_place():

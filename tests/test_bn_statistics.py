@@ -17,17 +17,6 @@ def bn_network():
     ).eval()
 
 
-def test_distance_to_the_statistics_of_a_batch(rng):
-    network, images = bn_network(), torch.rand(6, 3, 8, 8, generator=rng)
-    statistics = BNStatistics(network)
-    with statistics.capture():
-        network(images)
-    inputs = network[0](images).detach().numpy()
-    mean, variance = inputs.mean((0, 2, 3)), inputs.var((0, 2, 3))
-    expected = np.linalg.norm(1 - variance) + np.linalg.norm(0 - mean)
-    assert statistics.distance().item() == pytest.approx(expected, rel=1e-5)
-
-
 def test_momentum_mixes_in_the_batches_before(rng):
     network = bn_network().double()
     batches = [torch.rand(6, 3, 8, 8, generator=rng, dtype=torch.float64) for _ in range(3)]
@@ -61,14 +50,6 @@ def test_gradients_of_the_distance_are_those_of_autograd(rng):
     torch.testing.assert_close(actual, images.grad, rtol=1e-9, atol=1e-12)
 
 
-def test_statistics_are_taken_only_while_captured():
-    network = bn_network()
-    statistics, features = BNStatistics(network), PenultimateFeatures(network)
-    with statistics.capture(), features.capture():
-        pass
-    assert not any(layer._forward_pre_hooks for layer in network.modules())
-
-
 def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):
     network, images = bn_network(), torch.rand(2, 3, 8, 8, generator=rng)
     features = PenultimateFeatures(network)
@@ -77,3 +58,28 @@ def test_penultimate_features_are_the_input_of_the_last_linear_layer(rng):
     torch.testing.assert_close(network[-1](features.value), logits)
     with pytest.raises(UserError, match="no linear layer"):
         PenultimateFeatures(nn.Conv2d(3, 3, 1))
+
+
+def test_statistics_that_do_not_belong_to_the_weights_are_recognised(rng):
+    network, images = bn_network(), torch.rand(256, 3, 8, 8, generator=rng)
+    statistics = BNStatistics(network)
+    assert statistics.untouched
+    network.train()
+    with torch.no_grad():
+        network[0].weight.mul_(10)
+        for _ in range(100):
+            network(images)
+    network.eval()
+    assert not statistics.untouched
+
+    def mismatch():
+        with statistics.capture(), torch.no_grad():
+            network(images)
+        return statistics.mismatch()
+
+    assert mismatch() < 0.05
+    network[1].running_var.mul_(10)
+    assert mismatch() == pytest.approx(1, abs=0.05)
+    network[1].running_var.div_(10)
+    network[1].running_mean.add_(2 * network[1].running_var.sqrt())
+    assert mismatch() == pytest.approx(2, abs=0.05)

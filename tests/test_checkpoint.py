@@ -3,7 +3,6 @@
 import argparse
 import os
 import pickle
-import threading
 import zipfile
 from collections import Counter
 
@@ -94,15 +93,7 @@ def test_files_that_are_no_checkpoints_are_damaged_in_a_line(tmp_path):
         checkpoint.read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        Call(os.system, "touch ran"),
-        Call(eval, "open('ran', 'w')"),
-        Call(torch.load, "x"),
-        Call(np.fromfile, "x"),
-    ],
-)
+@pytest.mark.parametrize("call", [Call(os.system, "touch ran"), Call(eval, "open('ran', 'w')")])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
 def test_code_in_a_file_is_not_run(call, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -115,20 +106,6 @@ def test_code_in_a_file_is_not_run(call, kind, tmp_path, monkeypatch):
         checkpoint.read(path)
     assert kind == "pickle" or "save a plain state dict" in str(raised.value)
     assert not os.path.exists("ran")
-
-
-def test_checkpoints_are_read_in_threads(tmp_path):
-    checkpoint.save(CONTENT, tmp_path / "t.pth")
-    loaded, before = [], set(torch.serialization.get_safe_globals())
-    threads = [
-        threading.Thread(target=lambda: loaded.append(checkpoint.read(tmp_path / "t.pth"))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [str(content) for content in loaded] == [str(CONTENT)] * 8
-    assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):

@@ -6,18 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import helpers
 import numpy as np
 import pytest
 import torch
-from helpers import named
+from helpers import CPU, golden, named, write_folder
 from PIL import Image
 from scipy.io import savemat
 
-from datafree.data.augment import TRAINING_SCALE, Normalize, crop_windows
+from datafree.data.augment import Normalize
 from datafree.data.datasets import NORMALIZATIONS
+from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import to_float
-from datafree.data.image_spec import image_spec, recorded_spec
+from datafree.data.image_spec import ImageSpec, image_spec, recorded_spec
 from datafree.data.load import load_split
 from datafree.errors import UserError
 from datafree.evaluation import Evaluator
@@ -25,7 +25,6 @@ from datafree.networks.teacher import load_teacher, read_teacher
 from datafree.settings import Data
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
-CPU = torch.device("cpu")
 
 
 def images(split):
@@ -144,12 +143,6 @@ def test_an_image_that_cannot_be_read_is_named(damage, tmp_path):
         load_split("folder", "test", tmp_path)
 
 
-def test_a_single_class_is_refused(tmp_path):
-    write_image(tmp_path / "test/a/1.png", (32, 32), "red")
-    with pytest.raises(UserError, match="2 or more"):
-        image_spec(Data(dataset="folder", data_root=str(tmp_path), mean="half"), "test")
-
-
 @pytest.mark.parametrize(
     ("mean", "std", "expected"),
     [
@@ -187,7 +180,7 @@ def test_public_resnets_classify_the_original_cifar10_as_published(tmp_path):
     subprocess.run(unpack, check=True, capture_output=True)
     test = load_split("cifar10", "test", tmp_path)
     normalize = Normalize(*NORMALIZATIONS["imagenet"])
-    for arch, golden_numbers in helpers.golden("he_resnet.json").items():
+    for arch, golden_numbers in golden("he_resnet.json").items():
         expected = golden_numbers["original"]
         assert test.labels[:8].tolist() == expected["labels_first8"]
         file = SHARED / "teachers" / golden_numbers["file"]
@@ -219,15 +212,14 @@ def test_teachers_are_trained_on_crops_of_whole_images(tmp_path):
     assert grey.shape == (2, 1, 224, 224)
 
 
-def test_windows_have_the_area_and_the_aspect_of_torchvisions():
-    u = torch.rand(4, 20_000, generator=torch.Generator().manual_seed(0))
-    shape = 0.75  # height over width
-    (scale_y, shift_y), (scale_x, shift_x) = crop_windows(u, TRAINING_SCALE, shape)
-    assert ((scale_y + shift_y.abs()) <= 1 + 1e-6).all()
-    assert ((scale_x + shift_x.abs()) <= 1 + 1e-6).all()
-    whole = (scale_x < 1) & (scale_y < 1)  # not cut to the image
-    area, aspect = (scale_x * scale_y)[whole], (scale_x / scale_y / shape)[whole]
-    assert area.min() < 0.09
-    assert aspect.min() > 0.74
-    assert aspect.max() < 1.34
-    assert (scale_x * scale_y).mean().item() == pytest.approx(0.54, abs=0.03)
+def test_normalisation_by_channel():
+    spec = ImageSpec("none", (), 32, (0.3,), (0.1, 0.2, 0.3), False)
+    assert (spec.for_channels(3).mean, spec.for_channels(3).std) == ((0.3, 0.3, 0.3), (0.1, 0.2, 0.3))
+    assert spec.for_channels(1).std == (pytest.approx(0.2),)
+
+
+def test_folders_named_by_numbers_are_the_classes_of_these_numbers(tmp_path):
+    write_folder(tmp_path, splits=("x",), classes=("10", "2"), count=1)
+    found = load_labelled(tmp_path / "x", 32, num_classes=11)
+    assert found.labels.tolist() == [10, 2]
+    assert list(found.classes) == [str(label) for label in range(11)]

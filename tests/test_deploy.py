@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import run_here, run_script
-from helpers import assert_refused, write_folder, write_teacher
-from hypothesis import given, settings
+from conftest import run_here, succeed
+from helpers import DIGITS, assert_refused, write_folder, write_teacher
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -26,9 +26,6 @@ from datafree.networks.bn_statistics import BNStatistics
 from datafree.results.read import FinishedRun
 from datafree.settings import resolve_quantization
 
-settings.register_profile("plain", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("plain")
-
 ONNX_RUNTIME_ALONE = """
 import sys
 import numpy, onnxruntime
@@ -40,24 +37,13 @@ assert not any(name.partition(".")[0] in ("torch", "datafree") for name in sys.m
 OWN = '''
 from torch import nn
 
-class odd(nn.Module):
-    """What no exporter follows."""
-    def __init__(self, num_classes=10):
-        super().__init__()
-        self.last = nn.Linear(3, num_classes)
-
-    def forward(self, images):
-        pooled = images.mean((2, 3))
-        return self.last(pooled * (2 if float(pooled.detach().sum()) > 0 else 1))
-
 def small(num_classes=10, width=8):
     """A comment that only the file has."""
     return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                          nn.Flatten(), nn.Linear(width, num_classes))
 '''
-TINY = "--epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 32 --g_steps 2 --lr 0.01".split()
-DIGITS = "--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --save_dir".split()
-SMALL = ("--student", "own.py:small")
+BSR = f"{DIGITS} --epochs 3 --batch_size 32 --lr 0.01"
+SMALL = "--student own.py:small"
 
 
 def as_onnx(network, size=8):
@@ -88,14 +74,12 @@ def run(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("deploy")
     (cwd / "own.py").write_text(OWN)
     write_teacher(cwd / "teacher.pth")
-    done = run_script("bsr_main.py", *TINY, *DIGITS, "out", *SMALL, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    succeed(f"{BSR} {SMALL} --save_dir out", cwd=cwd)
     return cwd
 
 
 def test_a_runs_student_in_int8_is_read_by_onnx_runtime_alone(run):
-    done = run_here("scripts/export.py", "out", *SMALL, "--int8", "--calibration", 40, cwd=run)
-    assert done.returncode == 0, done.stderr
+    succeed(f"scripts/export.py out {SMALL} --int8 --calibration 40", cwd=run)
     folder = run / "out/export"
     rows = table((folder / "model_card_onnx.md").read_text())
     test = load_split("digits", "test", "data", 32)
@@ -125,8 +109,7 @@ def test_a_runs_student_in_int8_is_read_by_onnx_runtime_alone(run):
 
 
 def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_network(run):
-    done = run_here("scripts/export.py", "out", *SMALL, "--format", "safetensors", cwd=run)
-    assert done.returncode == 0, done.stderr
+    succeed(f"scripts/export.py out {SMALL} --format safetensors", cwd=run)
     folder = run / "out/export"
     assert (folder / "network.py").read_text() == OWN
     assert 'source="folder/network.py:small"' in (folder / "model_card_safetensors.md").read_text()
@@ -136,7 +119,7 @@ def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_networ
     expected = datafree.load_student(run / "out/student.pth", source=f"{run}/own.py:small")
     images = torch.rand(4, 3, 32, 32)
     assert torch.equal(student(images), expected(images))
-    tabled = run_here("scripts/table.py", ".", cwd=run)  # for which the folder is no run
+    tabled = run_here("scripts/table.py .", cwd=run)  # for which the folder is no run
     assert tabled.returncode == 0, tabled.stderr
     assert "export" not in tabled.stdout + tabled.stderr
 
@@ -146,29 +129,24 @@ def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_networ
     [
         ("out --int8 --format safetensors", "--format onnx, not safetensors"),
         ("out --calibration 9", "no effect without --int8"),
-        ("out --opset 11 --student own.py:small", "does not write opset 11"),
         ("out --opset 900 --student own.py:small", "does not write opset 900"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(words, message, run):
-    assert_refused(run_here("scripts/export.py", *words.split(), cwd=run), message)
+    assert_refused(run_here(f"scripts/export.py {words}", cwd=run), message)
 
 
 def test_a_run_without_samples_has_nothing_to_calibrate_on(run):
-    done = run_here(
-        "bsr_main.py", *TINY, *DIGITS, "dafl", "--method", "dafl", "--student", "wrn16_1", cwd=run
-    )
-    assert done.returncode == 0, done.stderr
-    assert_refused(run_here("scripts/export.py", "dafl", "--int8", cwd=run), "no samples")
+    succeed(f"{BSR} --save_dir dafl --method dafl --student wrn16_1", cwd=run)
+    assert_refused(run_here("scripts/export.py dafl --int8", cwd=run), "no samples")
     assert not list((run / "dafl/export").iterdir())
 
 
 def test_any_network_is_quantised_without_distilling(run):
     write_folder(run / "real", splits=("val",), classes=tuple("abcdefghij"), count=3)
-    words = "--teacher own.py:small --img_size 32 --calibration 40 --g_steps 2 --keep_float 1 --output q"
-    real = "--eval_folder real/val --real_calibration 10"
-    done = run_script("scripts/quantize.py", *words.split(), *real.split(), cwd=run)
-    assert done.returncode == 0, done.stderr
+    given = "--teacher own.py:small --img_size 32 --calibration 40 --g_steps 2 --keep_float 1 --output q"
+    command = f"scripts/quantize.py {given}"
+    succeed(f"{command} --eval_folder real/val --real_calibration 10", cwd=run)
     card = (run / "q/int8.md").read_text()
     rows = table(card)
     test = load_labelled(run / "real/val", 32, 10)
@@ -185,9 +163,8 @@ def test_any_network_is_quantised_without_distilling(run):
     weights = {one.name: one.data_type for one in onnx.load(run / "q/int8.onnx").graph.initializer}
     assert weights[f"student.{kept}.weight"] == onnx.TensorProto.FLOAT
     assert onnx.TensorProto.INT8 in weights.values()  # the other layer's
-    assert_refused(run_here("scripts/quantize.py", *words.split(), cwd=run), "is there already")
-    again = run_here("scripts/quantize.py", *words.split(), "--overwrite", "--method", "fast_meta", cwd=run)
-    assert again.returncode == 0, again.stderr
+    assert_refused(run_here(command, cwd=run), "is there already")
+    succeed(f"{command} --overwrite --method fast_meta", cwd=run)
     card = (run / "q/int8.md").read_text()
     assert [len(row) for row in table(card).values()] == [3, 3, 3]  # no accuracy
     assert "on 64 other images" in card
@@ -198,13 +175,11 @@ def test_any_network_is_quantised_without_distilling(run):
     [
         ("--real_calibration 5", "needs real images"),
         ("--method zskt", "zskt has nothing to optimise"),
-        ("--synthesis_batch_size 1", "--synthesis_batch_size 1: a batch needs 2 images or more"),
         ("--teacher own.py:small --img_size 8 --g_steps 1 --eval_folder gone", "gone"),
-        ("--teacher own.py:odd --img_size 8 --g_steps 900000", "cannot be exported as onnx"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(words, message, run):
-    assert_refused(run_here("scripts/quantize.py", *words.split(), "--output", "never", cwd=run), message)
+    assert_refused(run_here(f"scripts/quantize.py {words} --output never", cwd=run), message)
     assert not (run / "never").exists() or not list((run / "never").iterdir())
 
 
@@ -307,50 +282,3 @@ def test_layers_have_the_names_of_their_pytorch_modules():
     tied = nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = list(int8.layers(onnx.load_from_string(as_onnx(tied))))
     assert (found[:2], len(found)) == (["0", "1"], 3)
-    encoder = nn.Sequential(
-        nn.Flatten(2),
-        nn.Linear(64, 16),
-        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
-        nn.Flatten(),
-    )
-    names = set(int8.layers(onnx.load_from_string(as_onnx(encoder))))
-    assert {"1", "2.linear1", "2.linear2"} <= names
-
-
-def test_a_network_without_layers_to_quantise_is_refused():
-    model = as_onnx(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    with pytest.raises(UserError, match="no convolution and no linear layer"):
-        int8.quantize(model, torch.rand(2, 3, 8, 8))
-
-
-def test_random_images_calibrate_worse_where_real_ones_are_elsewhere():
-    """Images that are dark: noise in [0, 1] shows activations that never come."""
-    model, dark = as_onnx(small()), torch.rand(64, 3, 8, 8) / 50
-    whole = onnx_network(model)(dark)
-    files = [int8.quantize(model, images) for images in (dark, torch.rand(64, 3, 8, 8))]
-    assert error(files[0], dark, whole) < error(files[1], dark, whole)
-
-
-def test_statistics_that_are_not_those_of_the_weights_are_told_from_those_that_are(rng):
-    network, images = small(), torch.rand(256, 3, 8, 8, generator=rng)
-    statistics = BNStatistics(network)
-    assert statistics.untouched
-    network.train()
-    with torch.no_grad():
-        network[0].weight.mul_(10)
-        for _ in range(100):
-            network(images)
-    network.eval()
-    assert not statistics.untouched
-
-    def mismatch():
-        with statistics.capture(), torch.no_grad():
-            network(images)
-        return statistics.mismatch()
-
-    assert mismatch() < 0.05
-    network[1].running_var.mul_(10)
-    assert mismatch() == pytest.approx(1, abs=0.05)
-    network[1].running_var.div_(10)
-    network[1].running_mean.add_(2 * network[1].running_var.sqrt())
-    assert mismatch() == pytest.approx(2, abs=0.05)

@@ -74,30 +74,12 @@ def test_blg_requests_what_is_short_once_the_warmup_is_over():
     assert (late == 2).sum() > (late == 1).sum() > 0
 
 
-def test_blg_sees_the_counts_that_iho_left():
-    made = noise_distiller()
-    rows = run(made, 4)
-    assert rows[-1]["removed"] > 0
-    assert made.distiller.labels.counts.tolist() == rows[-1]["counts"]
-
-
-def test_labels_stay_uniform_with_blg_off():
-    made = noise_distiller(blg=False)
-    run(made)
-    shares = torch.cat(made.distiller.synthesizer.requested).bincount(minlength=3) / (B * EPOCHS)
-    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
-
-
 def test_alpha_grows_in_the_epoch_after_two_new_minima_and_not_in_the_warmup():
     losses = [(5 - e, 5 - e) for e in range(5)] + [(9, 9)] * 5
     made = noise_distiller(losses)
     expected = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9]
     assert [row["alpha"] for row in run(made)] == pytest.approx(expected)
     assert made.distiller.synthesizer.alphas == pytest.approx(expected)
-
-
-def test_alpha_is_constant_with_dlw_off():
-    assert {row["alpha"] for row in run(noise_distiller(dlw=False))} == {0.7}
 
 
 def test_what_one_part_draws_does_not_move_the_others():

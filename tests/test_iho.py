@@ -38,22 +38,6 @@ def test_outlier_factors_of_identical_samples_are_one():
     assert len(spread.outside) == 0
 
 
-def test_classes_may_be_empty_or_of_one_and_grow_later(rng):
-    repository, operator = SampleRepository((1, 1, 1), 4, 3), HomogeneityOperator(3, 6, 100)
-    for count, label in ((1, 0), (12, 2), (1, 0), (11, 0)):
-        labels = torch.full((count,), label)
-        features = torch.randn(count, 4, generator=rng)
-        repository.add(samples(torch.zeros(count, 1, 1, 1), labels, features))
-        spread = operator.measure(repository.table())
-        for scored in (0, 2):
-            members = repository.labels == scored
-            if members.sum() > 10:
-                expected = sklearn_factors(repository.features[members])
-                np.testing.assert_allclose(spread.factors[members], expected, rtol=1e-6)
-            else:
-                assert spread.factors[members].isnan().all()
-
-
 def churn(rng, epochs, num_classes, batch, make_features):
     """A repository in which samples come and go, and the operator that follows it."""
     first = make_features(torch.zeros(1, dtype=torch.long))

@@ -90,13 +90,8 @@ def test_noise_has_no_bias_and_the_student_is_looked_at_in_eval_mode(rng, monkey
 
 
 def test_the_classifier_is_the_last_layer_whichever_the_features_are_of(rng):
-    hidden = nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, CLASSES),
-        nn.Linear(CLASSES, CLASSES),
-    )
+    body = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    hidden = nn.Sequential(*body, nn.Linear(4, CLASSES), nn.Linear(CLASSES, CLASSES))
     inputs = synthesis_inputs((hidden.requires_grad_(False), classifier(1)), rng)
     inputs.features = PenultimateFeatures(hidden, "3")
     made = create_synthesizer(inputs, flags(*NAYER))
@@ -139,14 +134,12 @@ def test_label_embeddings(tmp_path):
         label_embedding("classifier", nn.Conv2d(3, 4, 1), 4)
 
 
-FEW = np.zeros((CLASSES - 1, 3))
-NO_TABLES = [FEW, np.zeros(CLASSES), np.full((CLASSES, 2), np.nan), np.full((CLASSES, 2), 1e300), None]
+NO_TABLES = [np.zeros((CLASSES - 1, 3)), np.zeros(CLASSES), np.full((CLASSES, 2), np.nan)]
 
 
-@pytest.mark.parametrize("table", NO_TABLES, ids=["few rows", "flat", "NaN", "too large", "no file"])
+@pytest.mark.parametrize("table", NO_TABLES, ids=["few rows", "flat", "NaN"])
 def test_what_is_no_table_of_embeddings_is_refused(table, tmp_path):
-    if table is not None:
-        np.save(tmp_path / "table.npy", table)
+    np.save(tmp_path / "table.npy", table)
     with pytest.raises(UserError, match="--label_embedding"):
         label_embedding(str(tmp_path / "table.npy"), nn.Linear(6, CLASSES), CLASSES)
 

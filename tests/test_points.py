@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_here, run_script
-from helpers import TINY, assert_refused, metrics, write_run, write_teacher
+from conftest import ROOT, run_here, succeed
+from helpers import DIGITS, assert_refused, metrics, write_run, write_teacher
 from PIL import Image
 
 from datafree import models
@@ -27,28 +27,13 @@ POINTS = "show_result/show_points_ablation.py"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two real runs with 64 samples each, `bsr` and `Basic`; the folder they are in."""
+    """The folder of two real runs with 64 samples each, `bsr` and `Basic`, and their points."""
     cwd = tmp_path_factory.mktemp("figures")
-    write_teacher(cwd / "checkpoints/pretrained/digits_wrn16_1.pth")
-    flags_of = {"bsr": [], "Basic": ["--method", "fast_meta"]}
-    for name, flags in flags_of.items():
-        done = run_script(
-            *"bsr_main.py --dataset digits --teacher wrn16_1 --student wrn16_1".split(),
-            *TINY,
-            *flags,
-            "--save_dir",
-            name,
-            cwd=cwd,
-        )
-        assert done.returncode == 0, done.stderr
+    write_teacher(cwd / "teacher.pth")
+    for name, method in (("bsr", "bsr"), ("Basic", "fast_meta")):
+        succeed(f"{DIGITS} --method {method} --save_dir {name}", cwd=cwd)
+    succeed(f"{POINTS} bsr Basic --output points", cwd=cwd)
     return cwd
-
-
-@pytest.fixture(scope="module")
-def points(runs):
-    done = run_script(POINTS, "bsr", "Basic", "--output", "points", cwd=runs)
-    assert done.returncode == 0, done.stderr
-    return runs / "points"
 
 
 def read_csv(path):
@@ -57,7 +42,8 @@ def read_csv(path):
     return lines[0], np.array(rows)
 
 
-def test_points_and_targets_are_written_as_published(runs, points):
+def test_points_and_targets_are_written_as_published(runs):
+    points = runs / "points"
     samples = read_samples(read_run(runs / "bsr"))
     header, xy = read_csv(points / "bsr_points.csv")
     assert header == ",0,1"
@@ -108,23 +94,6 @@ def test_the_embedding_keeps_neighbours_and_repeats_itself(engine):
     np.testing.assert_allclose(xy, embed(features, 0, engine), rtol=1e-3, atol=1e-3)
 
 
-def test_fewer_points_than_samples_are_drawn_at_random(runs):
-    for folder in ("few", "again"):
-        done = run_script(
-            POINTS,
-            *"bsr --max_points 20 --features teacher --output".split(),
-            folder,
-            "--engine",
-            "scikit-learn",
-            cwd=runs,
-        )
-        assert done.returncode == 0, done.stderr
-    few, again = (read_csv(runs / folder / "bsr_targets.csv")[1] for folder in ("few", "again"))
-    assert len(few) == 20
-    assert np.array_equal(few, again)
-    assert read_csv(runs / "few/bsr_counts.csv")[1][:, 1].sum() == 64
-
-
 PUBLISHED = ("basic", "blg", "dlw", "iho", "dlw-blg", "dlw-iho", "iho-blg", "omz8")  # as their tags end
 
 
@@ -151,8 +120,7 @@ def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(tmp_path
     ]
     one = ablation.read_variant(tmp_path / "points", "bsr-r34r18c10-omz8")
     assert one.counts.tolist() == [5] * 10
-    done = run_here("show_result/ablation.py", "--points", "points", "--output", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("show_result/ablation.py --points points --output .", cwd=tmp_path)
     for name in ("ablation_points", "ablation_counts"):
         assert Image.open(tmp_path / f"{name}.png").width > 600
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
@@ -177,8 +145,7 @@ def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(r
 def test_the_published_sweep_is_drawn_with_runs_laid_over(tmp_path):
     for seed, size, last in ((0, 2, 94.0), (1, 2, 95.0), (0, 8, 94.5)):
         write_run(tmp_path / f"runs/{size}-{seed}", seed, last, oh_memory_size=size)
-    done = run_script("show_result/hyperparameters/hp.py", "runs", "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeed("show_result/hyperparameters/hp.py runs --output out", cwd=tmp_path)
     assert (tmp_path / "out/oh_memory_size_runs.csv").read_text().splitlines() == [
         "value,mean,std,seeds",
         "2,94.5,0.7071067812,2",
@@ -190,59 +157,20 @@ def test_the_published_sweep_is_drawn_with_runs_laid_over(tmp_path):
         assert kept.read_text() == (tmp_path / f"out/{name}.csv").read_text()
 
 
-def test_bad_input_of_figures_gets_one_line(runs, points, tmp_path):
-    def refused(script, *words, message):
-        assert_refused(run_here(script, *words, cwd=tmp_path), message)
-
-    refused(POINTS, tmp_path, message="is not a run: it has no config.json")
-    shutil.copytree(runs / "bsr", tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin"))
-    refused(POINTS, "bare", message="has no samples")
-    shutil.copytree(runs / "bsr", tmp_path / "cut")
-    os.truncate(tmp_path / "cut" / SAMPLES, 1000)
-    refused(POINTS, "cut", message="of the 64 samples of the checkpoint")
-    shutil.copytree(runs / "bsr", tmp_path / "other")
-    student = torch.load(tmp_path / "other/student.pth")
-    student["state_dict"] = models.create("wrn40_1", 10).state_dict()
-    torch.save(student, tmp_path / "other/student.pth")
-    refused(POINTS, "other", message="is not a checkpoint of wrn16_1")
-    words = ("--features", "teacher", "--feature_layer", "fc")
-    refused(POINTS, runs / "bsr", *words, message="--feature_layer is for --features student")
-    refused(POINTS, runs / "bsr", "--feature_layer", "fx", message="has no such layer, did you mean fc?")
-    refused(POINTS, runs / "bsr", runs / "bsr", message="as many different --tags")
-    refused("show_result/ablation.py", "--points", tmp_path, message="no *_points.csv in")
-    for seed, epochs in ((0, 420), (1, 5)):
-        write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
-    refused("show_result/hyperparameters/hp.py", "sweep", message="differ in epochs too")
-
-
 def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neither(runs, tmp_path):
     for name in ("bsr", "Basic"):
         shutil.copytree(runs / name, tmp_path / name)
     path = tmp_path / "bsr/checkpoint.pth"
     content = checkpoint.read(path)
     state = content["distiller"]["repository"]
-    state["serials"] = state["serials"][
-        torch.arange(len(state["serials"])) % 3 > 0
-    ]  # as if IHO had been at work
+    state["serials"] = state["serials"][torch.arange(64) % 3 > 0]  # as if IHO had been at work
     torch.save(content, path)
-    teacher_file = runs / "checkpoints/pretrained/digits_wrn16_1.pth"
-    command = (
-        "show_result/removed.py",
-        "bsr",
-        "Basic",
-        "--teacher_ckpt",
-        str(teacher_file),
-        "--output",
-        "a.csv",
-    )
-    assert_refused(run_here(*command[:2], "bsr", cwd=tmp_path), "name another run as judge")
-    assert_refused(run_here(command[0], "Basic", "bsr", cwd=tmp_path), "Basic has no IHO")
+    teacher_file = runs / "teacher.pth"
+    command = f"show_result/removed.py bsr Basic --teacher_ckpt {teacher_file} --output"
     (tmp_path / "other.csv").write_text("hello")
-    refused = run_here(*command[:-1], "other.csv", cwd=tmp_path)
-    assert_refused(refused, "other.csv is no file of this script")
-    done = run_here(*command, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_refused(run_here(*command, cwd=tmp_path), "a.csv has lines of bsr already")
+    assert_refused(run_here(f"{command} other.csv", cwd=tmp_path), "other.csv is no file of this script")
+    succeed(f"{command} a.csv", cwd=tmp_path)
+    assert_refused(run_here(f"{command} a.csv", cwd=tmp_path), "a.csv has lines of bsr already")
 
     run = read_run(tmp_path / "bsr")
     samples = read_samples(run)
@@ -269,15 +197,26 @@ def test_losses_on_removed_and_kept_samples_are_those_of_a_student_that_saw_neit
                 assert line[name] == ""
 
 
-EMPTY = ["", "index,x,y\n", "index,x,y\n0,nan,1\n", "index\n0\n", "index,x,y\n0,1e300,0\n", "\0"]
+def test_bad_input_of_figures_gets_one_line(runs, tmp_path):
+    def refused(command, message):
+        assert_refused(run_here(command, cwd=tmp_path), message)
 
-
-@pytest.mark.parametrize("text", EMPTY)
-@pytest.mark.parametrize("kind", ["points", "targets", "counts"])
-def test_points_that_are_none_are_refused(text, kind, tmp_path):
-    good = {"points": "i,x,y\n0,1,2\n", "targets": "i,t\n0,1\n", "counts": "i,c\n0,1\n1,1\n"}
-    for name, content in {**good, kind: text}.items():
-        (tmp_path / f"a_{name}.csv").write_text(content)
-    done = run_here("show_result/ablation.py", "--points", tmp_path, "--output", tmp_path, cwd=tmp_path)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
+    bsr = runs / "bsr"
+    shutil.copytree(bsr, tmp_path / "bare", ignore=shutil.ignore_patterns("*.bin"))
+    refused(f"{POINTS} bare", "has no samples")
+    shutil.copytree(bsr, tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / SAMPLES, 1000)
+    refused(f"{POINTS} cut", "of the 64 samples of the checkpoint")
+    refused(f"{POINTS} {bsr} --features teacher --feature_layer fc", "is for --features student")
+    refused(f"{POINTS} {bsr} --feature_layer fx", "has no such layer, did you mean fc?")
+    refused(f"{POINTS} {bsr} {bsr}", "as many different --tags")
+    refused("show_result/removed.py bsr bsr", "name another run as judge")
+    refused(f"show_result/removed.py {runs}/Basic {bsr}", "Basic has no IHO")
+    for seed, epochs in ((0, 420), (1, 5)):
+        write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
+    refused("show_result/hyperparameters/hp.py sweep", "differ in epochs too")
+    refused("show_result/ablation.py --points .", "no *_points.csv in")
+    for text in ("", "index,x,y\n", "index,x,y\n0,nan,1\n", "index\n0\n", "\0"):
+        (tmp_path / "a_targets.csv").write_text("i,t\n0,1\n")
+        (tmp_path / "a_points.csv").write_text(text)
+        refused("show_result/ablation.py --points . --output .", "a_points.csv")

@@ -4,15 +4,14 @@ import copy
 
 import pytest
 import torch
-from conftest import run_here, run_script
-from helpers import assert_refused, write_teacher
+from conftest import run_here, succeed
+from helpers import DIGITS, assert_refused, write_teacher
 from torch import nn
 
 from datafree import models
 from datafree.extras.pruned import keep_zeros, zeros_of
 
-TINY = "--epochs 3 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 32 --g_steps 2 --lr 0.01".split()
-DIGITS = "--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --save_dir".split()
+BSR = f"{DIGITS} --epochs 3 --batch_size 32 --lr 0.01 --save_dir run"
 
 
 def test_zeros_stay_zero_through_momentum_and_decay():
@@ -45,23 +44,20 @@ def test_a_pruned_student_recovers_and_is_continued_only_from_its_own_start(tmp_
             if parameter.dim() > 1:
                 parameter[parameter.abs() < parameter.abs().median()] = 0
     torch.save(student.state_dict(), tmp_path / "pruned.pth")
-    words = [*TINY, *DIGITS, "run", "--student", "wrn16_1", "--keep_zeros"]
-    done = run_script("bsr_main.py", *words, "--student_ckpt", "pruned.pth", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    command = f"{BSR} --keep_zeros --student_ckpt"
+    succeed(f"{command} pruned.pth", cwd=tmp_path)
     trained = torch.load(tmp_path / "run/student.pth", weights_only=True)["state_dict"]
     for name, value in student.state_dict().items():
         if value.dim() > 1:
             assert (trained[name][value == 0] == 0).all()
             assert not torch.equal(trained[name], value)
     torch.save(models.create("wrn16_1", 10).state_dict(), tmp_path / "other.pth")
-    done = run_here("bsr_main.py", *words, "--resume", "--student_ckpt", "other.pth", cwd=tmp_path)
-    assert_refused(done, "student_start was")
+    assert_refused(run_here(f"{command} other.pth --resume", cwd=tmp_path), "student_start was")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--keep_zeros", "add --student_ckpt"),
         ("--student_ckpt teacher.pth --pretrained", "contradict each other"),
         ("--student_ckpt none.pth", "no checkpoint at none.pth"),
         ("--student_ckpt teacher.pth --student vgg8", "vgg8 with 10 classes"),
@@ -69,5 +65,5 @@ def test_a_pruned_student_recovers_and_is_continued_only_from_its_own_start(tmp_
 )
 def test_a_start_that_cannot_be_is_refused(flags, message, tmp_path):
     write_teacher(tmp_path / "teacher.pth")
-    assert_refused(run_here("bsr_main.py", *TINY, *DIGITS, "no", *flags.split(), cwd=tmp_path), message)
-    assert not (tmp_path / "no").exists()
+    assert_refused(run_here(f"{BSR} {flags}", cwd=tmp_path), message)
+    assert not (tmp_path / "run").exists()

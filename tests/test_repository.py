@@ -43,13 +43,6 @@ def test_repository_batches_are_always_full_and_cover_it_evenly(rng):
     assert [len(batch) for batch in filled(3).batches(8, 2, rng)] == [8, 8]
 
 
-def test_repository_refuses_what_it_cannot_hold(rng):
-    with pytest.raises(ValueError, match="empty"):
-        next(SampleRepository((3, 4, 4), 2, 3).batches(4, 1, rng))
-    with pytest.raises(ValueError, match="labels"):
-        filled(1).add(samples(torch.zeros(1, 3, 4, 4), torch.tensor([3]), torch.zeros(1, 2)))
-
-
 @pytest.mark.parametrize("logged", [False, True])
 def test_repository_continues_from_its_state(logged, tmp_path):
     log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 2) if logged else None

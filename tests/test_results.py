@@ -1,17 +1,14 @@
 """What is drawn and written from the runs that are kept in results/."""
 
-import itertools
 import json
 import re
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 from conftest import ROOT
 from helpers import write_metrics, write_run
 
 from datafree.errors import UserError
-from datafree.results import style
 from datafree.results.read import find_runs
 from datafree.results.tables import collect
 from show_result import results
@@ -22,6 +19,12 @@ def write_tops(folder, tops, warmup, evaluated=lambda epoch: True):
     more = {"warmup": warmup, "kd_steps": 30, "ep_steps": 60}
     (folder / "config.json").write_text(json.dumps({**config, **more}))
     write_metrics(folder, [{"test_top1": top, "evaluated": evaluated(e)} for e, top in enumerate(tops)])
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -64,18 +67,6 @@ def test_the_headline_of_the_readme_is_that_of_its_table():
         assert re.search(rf"^\| {method} \|.*\| {variation} ± ", page, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<!-- scripts/table.py results --sort -->\n| lost |", "there is no <!-- end --> behind it"),
-        ("<!-- scripts/table.py results/cifar10_cpu --columns lasst -->\n<!-- end -->", "did you mean last"),
-    ],
-)
-def test_a_table_that_cannot_be_made_is_named(text, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        results.refreshed(text, "page")
-
-
 def test_finished_runs_are_kept_without_their_large_files(runs, tmp_path):
     (runs / "bsr-0/samples.bin").write_bytes(b"large")
     (runs / "fast_meta-0/summary.json").unlink()
@@ -84,18 +75,15 @@ def test_finished_runs_are_kept_without_their_large_files(runs, tmp_path):
     assert kept == {f"runs/bsr-{seed}/{name}" for seed in (0, 1) for name in results.KEPT}
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda runs: (runs / "fast_meta-0/metrics.jsonl").unlink(), "cannot read .*metrics.jsonl"),
-        (lambda runs: write_tops(runs / "bsr-1", [10.0, 70.0], 2), "not evaluated at the same epochs"),
-        (
-            lambda runs: write_run(runs / "other", method="dafl", pair=("vgg11", "resnet18")),
-            "folders of their",
-        ),
-        (lambda runs: [(run / "summary.json").unlink() for run in runs.iterdir()], "is finished yet"),
-    ],
-)
+SPOILT = [
+    (lambda runs: (runs / "fast_meta-0/metrics.jsonl").unlink(), "cannot read .*metrics.jsonl"),
+    (lambda runs: write_tops(runs / "bsr-1", [10.0, 70.0], 2), "not evaluated at the same epochs"),
+    (lambda runs: write_run(runs / "b", method="dafl", pair=("vgg11", "resnet18")), "folders of their"),
+    (lambda runs: [(run / "summary.json").unlink() for run in runs.iterdir()], "is finished yet"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILT)
 def test_runs_that_do_not_go_together_are_not_kept(runs, tmp_path, spoil, message):
     spoil(runs)
     with pytest.raises(UserError, match=message):
@@ -123,7 +111,6 @@ def test_accuracy_is_drawn_by_student_steps_with_a_band_over_seeds(runs):
     assert bsr.get_ydata().tolist() == [10, 35, 60]
     assert fast_meta.get_ydata().tolist() == [10, 20, 60]
     assert set(teacher.get_ydata()) == {95.5}
-    plt.close(figure)
     write_tops(runs / "fast_meta-0", [10.0, 30.0, 60.0], 0)  # without warm-up there is no figure of no step
     figure = results.accuracy_figure(collect(find_runs([runs])[0]))
     (axis,) = figure.axes
@@ -131,7 +118,6 @@ def test_accuracy_is_drawn_by_student_steps_with_a_band_over_seeds(runs):
     corners = axis.collections[0].get_paths()[0].vertices
     assert {(240.0, 50.0), (240.0, 70.0)} <= {tuple(corner) for corner in corners}
     assert [text.get_text() for text in axis.texts] == ["60.0 bsr", "60.0 fast_meta", "95.5 teacher"]
-    plt.close(figure)
 
 
 def test_the_variation_of_class_counts_is_drawn_by_variant(runs):
@@ -142,7 +128,6 @@ def test_the_variation_of_class_counts_is_drawn_by_variant(runs):
     assert sorted(here) == [[0.25, 0], [0.25, 5], [0.25, 7], [0.25, 7]]
     assert published[0] == [0.192, 0]
     assert [label.get_text() for label in axis.get_yticklabels()][5] == "DLW+IHO"
-    plt.close(figure)
 
 
 def test_samples_and_recall_of_each_class_are_drawn_by_the_samples_of_the_last_row(runs):
@@ -160,7 +145,6 @@ def test_samples_and_recall_of_each_class_are_drawn_by_the_samples_of_the_last_r
     assert drawn == [[5, 6], [2, 8], [50, 85], [50, 70]]
     bars = [line.tolist() for line in right.collections[0].get_segments()]
     assert [[x for x, _ in bar] for bar in bars] == [[40, 60], [80, 90]]
-    plt.close(figure)
 
 
 def test_what_iho_removed_is_drawn_as_means_over_samples_and_in_the_order_of_their_number():
@@ -186,7 +170,6 @@ def test_what_iho_removed_is_drawn_as_means_over_samples_and_in_the_order_of_the
     assert drawn == [[(3 + 1) / 2, (4 + 2) / 2], [(7 + 3) / 2, (4 + 2) / 2]]
     assert count.collections[1].get_offsets()[:, 0].tolist() == [2, 3]
     assert [line.tolist()[0][0] for line in count.collections[0].get_segments()] == [1, 1]
-    plt.close(figure)
 
 
 def test_differences_are_drawn_with_each_seed_and_their_interval(runs):
@@ -198,7 +181,6 @@ def test_differences_are_drawn_with_each_seed_and_their_interval(runs):
     assert (seeds, mean) == ([[-10, 0]], [[-10, 0]])
     assert (own_seeds, own_mean) == ([[0, 1], [0, 1]], [[0, 1]])
     assert [text.get_text() for text in axis.texts] == ["-10.00 (one seed)", "+0.00 (+0.00 to +0.00)"]
-    plt.close(figure)
 
 
 def test_growth_is_drawn_with_samples_of_all_epochs_and_accuracy_of_those_evaluated(runs):
@@ -211,19 +193,3 @@ def test_growth_is_drawn_with_samples_of_all_epochs_and_accuracy_of_those_evalua
     assert samples.lines[0].get_xydata().tolist() == [[1, 0], [2, 10], [3, 20], [4, 30], [5, 40], [6, 50]]
     assert accuracy.lines[0].get_xydata().tolist() == [[1, 10], [2, 10], [4, 35], [6, 60]]
     assert [text.get_text() for text in accuracy.texts] == ["bsr", "fast_meta"]
-    plt.close(figure)
-
-
-def test_labels_of_lines_that_end_close_together_do_not_overlap():
-    figure, axis = plt.subplots(figsize=(4, 3))
-    axis.set(xlim=(0, 1), ylim=(0, 100))
-    style.label_ends(
-        axis, [(1, 50.0, "b", "k"), (1, 50.5, "c", "k"), (1, 49.0, "a", "k"), (1, 90.0, "d", "k")]
-    )
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in axis.texts]
-    assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "d"]
-    assert all(below.y1 <= above.y0 for below, above in itertools.pairwise(boxes))
-    assert np.mean([text.xy[1] for text in axis.texts[:3]]) == pytest.approx(49.833, abs=0.01)
-    assert axis.texts[3].xy[1] == 90.0
-    plt.close(figure)

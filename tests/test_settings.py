@@ -57,13 +57,6 @@ def test_every_setting_has_a_group_a_help_text_and_a_default_of_its_type(owner):
         assert one.default is None or one.check(one.default) == one.default, one.name
 
 
-def test_help_names_the_methods_that_a_setting_of_some_methods_has_an_effect_on():
-    texts = {one.name: one.help for one in FIELDS}
-    assert texts["cr"] == "weight of the contrastive loss (cmi) (default: 0.8)"
-    assert texts["is_maml"].endswith(" (bsr, fast_meta) (default: 1)")
-    assert texts["g_steps"] == "generator steps in one synthesis (default: 10)"  # all methods take it
-
-
 def test_flags_and_keyword_arguments_follow_from_the_settings():
     text = build_parser().format_help()
     assert not [one.name for one in FIELDS if f"--{one.name}" not in text]
@@ -87,9 +80,7 @@ def test_python_and_the_command_line_resolve_alike():
     for given, message in (
         ({"T": "7"}, "T: '7' is not a number above 0"),
         ({"reset_bn": 2}, "reset_bn: 2 is not one of 0, 1"),
-        ({"compile": 2}, "compile: 2 is not one of True, False"),
         ({"label_embedding": 7}, "label_embedding: 7 is not a string"),
-        ({"lr": float("inf")}, "lr: inf is not a number above 0"),
     ):
         with pytest.raises(UserError) as error:
             check(given)
@@ -170,7 +161,6 @@ def test_the_parts_of_each_method_are_the_published_ones():
         ("--dlw False --no_blg --no-iho", {"dlw": False, "blg": False, "iho": False}),
         ("--epoch 200 --oh_mem 4", {"epochs": 200, "oh_memory_size": 4}),
         ("--print_freq -1 -p 7", {"print_freq": 7}),
-        ("--print_freq -1", {"print_freq": 0}),
         ("-b 64 --learning-rate 1 --wd=2", {"batch_size": 64, "lr": 1.0, "weight_decay": 2.0}),
         ("--resume --seed 3", {"resume": "", "seed": 3}),
         ("--teacher_ckpt a.pth b.pth", {"teacher_ckpt": "a.pth + b.pth"}),
@@ -179,11 +169,6 @@ def test_the_parts_of_each_method_are_the_published_ones():
 )  # fmt: skip
 def test_words_of_published_commands_are_understood(words, given):
     assert build_parser().given(words.split()) == given
-
-
-def test_several_teachers_are_one_name():
-    name = resolved("--teacher resnet34 wrn_40_2 --student vgg8")[0].teacher
-    assert (str(name), len(name.parts)) == ("resnet34 + wrn40_2", 2)
 
 
 def test_weights_of_kd_with_real_images_have_their_published_names_too():
@@ -195,29 +180,19 @@ def test_weights_of_kd_with_real_images_have_their_published_names_too():
     ("words", "message"),
     [
         ("--batch_size 0", "--batch_size: 0 is not a whole number above 0"),
-        ("--lr fast", "--lr: 'fast' is not a number above 0"),
-        ("--lr -0.1", "--lr: -0.1 is not a number above 0"),
         ("--lr_g nan", "--lr_g: nan is not a number above 0"),
         ("--bn_mmt 1", "--bn_mmt: 1.0 is not in [0, 1)"),
-        (f"--seed {10**30}", "is not a whole number, 0 or more"),
-        ("--flip maybe", "--flip: maybe is not one of True, False"),
         ("--reuse_teacher 4XB", "--reuse_teacher: '4XB' is not a size such as 4GB"),
         ("--save_dir=", "--save_dir: the folder name is empty (use . for the current folder)"),
         ("--student vgg8+vgg11", "--student: unknown network vgg8+vgg11, did you mean vgg11?"),
         ("--method bsrr", "dfad, dfq, did you mean bsr?"),
-        ("--dataset cifar01", "did you mean cifar"),
         ("--bath_size 3", "unknown argument --bath_size, did you mean --batch_size?"),
         ("--oh_m 3", "ambiguous option: --oh_m could match --oh_min, --oh_max, --oh_memory_size"),
         ("--world-size=2", "`torchrun --nproc_per_node N`"),
         ("--batch_size 1", "a batch needs 2 images or more"),
-        ("--synthesis_batch_size 1", "a batch needs 2 images or more"),
         ("--warmup 30 --epochs 20", "--warmup 30 is beyond --epochs 20: lower it"),
-        ("--oh_memory_size 1", "use 2 or more"),
         ("--kd_steps 10 --ep_steps 5", "--kd_steps 10 is more than --ep_steps 5: lower it"),
-        ("--start_epoch 420", "--start_epoch 420 leaves none of 420 epochs to run"),
         ("--resume --overwrite", "--resume and --overwrite contradict each other: choose one"),
-        ("--fp16 --amp auto", "--fp16 and --amp auto contradict each other: choose one"),
-        ("--method dafl --iho", "--iho needs stored samples: add --store_samples"),
         ("--method dafl --reuse_teacher 0", "--reuse_teacher needs stored samples: add --store_samples"),
         ("--mixup --reuse_teacher 1GB", "blends never repeat"),
         ("--method zskt --adv 0", "zskt has nothing to optimise: give one of --bn --oh --act"),
@@ -251,7 +226,6 @@ def test_other_commands_point_to_what_replaces_a_flag(command, capsys):
         ("--no-dlw --oh_min 1 --oh_step 1", "--oh_min --oh_step have no effect without --dlw"),
         ("--oh_max 2", "--oh_max has no effect with --dlw_mode dynamic"),
         ("--adv 0", "with --adv 0 alpha never rises: there is no adversarial loss"),
-        ("--device cpu --gpu 1", "--gpu has no effect with --device"),
         ("--method bsr --dlw", "bsr also has BLG and IHO: add --no-blg --no-iho for DLW alone, as published"),
     ],
 )
@@ -268,14 +242,9 @@ def test_quantisation_synthesises_with_its_own_defaults():
         1,
         64,
     )
-    assert (made.method, made.g_steps, made.synthesis_batch_size, made.adv, made.lr_g, made.bn) == (
-        *("deepinv", 150, 32, 0.0),
-        *(0.2, 10.0),
-    )
-    assert warnings == []
+    assert (made.method, made.g_steps, made.synthesis_batch_size, made.adv) == ("deepinv", 150, 32, 0.0)
+    assert (made.lr_g, made.bn, warnings) == (0.2, 10.0, [])
     assert not resolve_quantization({"method": "bsr"})[1].dlw
-    with pytest.raises(UserError, match="zskt has nothing to optimise"):
-        resolve_quantization({"method": "zskt"})
 
 
 @pytest.mark.parametrize("script", ["bsr_main.py", "train_scratch.py", "vanilla_kd.py"])

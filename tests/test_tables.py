@@ -87,47 +87,6 @@ def test_a_table_has_the_last_fifth_of_the_epochs_images_and_hours(tmp_path):
     assert re.search(r"89\.50 ± 0\.71 +1\.00 ± 0\.00 .* 2,560 +1,000 +1\.00 +0\.03", printed)
 
 
-def test_settings_that_differ_within_a_row_split_it(runs):
-    write_run(runs / "runs/mz2", 0, 94.1, oh_memory_size=2)
-    out = table("runs", cwd=runs).stdout
-    assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +94.56", out)
-    assert re.search(r"bsr \(oh_memory_size 8\) +0 1 2 +95.17", out)
-
-
-def rows_of(printed):
-    """Method, seeds and last accuracy of the rows of detail tables, as Markdown."""
-    lines = (line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|"))
-    return [tuple(cell.strip() for cell in line[:3]) for line in lines if len(line) > 5]
-
-
-@pytest.mark.parametrize("seeds", [(0, 1), (0, 0)], ids=["different seeds", "the same seed"])
-def test_students_with_different_arguments_are_different_rows(seeds, tmp_path):
-    for seed, width, last in zip(seeds, (8, 12), (90.0, 91.0), strict=True):
-        write_run(
-            tmp_path / f"runs/{width}",
-            seed,
-            last,
-            pair=("resnet34", "net.py:Small"),
-            student_args=f"width={width}",
-        )
-    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
-    assert ("bsr (student_args width=8)", str(seeds[0]), "90.00") in rows
-    assert ("bsr (student_args width=12)", str(seeds[1]), "91.00") in rows
-    assert "±" not in str(rows)
-
-
-def test_teachers_with_different_arguments_are_different_rows_and_yardsticks(tmp_path):
-    for width, last, taught in ((8, 90.0, 95.0), (12, 91.0, 97.0)):
-        folder = tmp_path / f"runs/{width}"
-        write_run(folder, 0, last, pair=("net.py:Big", "resnet18"), teacher_args=f"width={width}")
-        summary = json.loads((folder / "summary.json").read_text())
-        (folder / "summary.json").write_text(json.dumps({**summary, "teacher_top1": taught}))
-    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
-    assert ("bsr (teacher_args width=8)", "0", "90.00") in rows
-    assert ("bsr (teacher_args width=12)", "0", "91.00") in rows
-    assert ("teacher", "", "97.00 / 95.00") in rows  # in the order of the rows
-
-
 def test_runs_without_test_images_have_their_agreement(tmp_path):
     for seed, last in ((0, 80.0), (1, 82.0)):
         folder = tmp_path / f"runs/{seed}"
@@ -140,38 +99,6 @@ def test_runs_without_test_images_have_their_agreement(tmp_path):
         *("bsr, agreement", "81.0", "83.0", "81.0")
     ]
     assert "agreement with the teacher (which is not accuracy) in %" in table("runs", cwd=tmp_path).stdout
-
-
-def test_dropped_settings_still_split_rows(runs):
-    write_run(runs / "runs/refill", 0, 94.1, refill=True)
-    write_run(runs / "runs/four", 4, 94.1, refill=False)  # others are older than the setting
-    out = table("runs", cwd=runs).stdout
-    assert re.search(r"bsr \(refill True\) +0 +94.10", out)
-    assert re.search(r"bsr \(refill False\) +0 1 2 4 +94.90", out)
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "file"),
-    [
-        ("my-nets/net.py:Big", "resnet18", "cifar10_resnet18"),
-        ("my-nets/net.py:Big", "my-nets/net.py:Small", "cifar10_my_nets_net.py_Small"),
-        ("resnet34", "torchvision:mobilenet_v3_small", "cifar10_torchvision_mobilenet_v3_small"),
-    ],
-)
-def test_the_student_from_scratch_is_found_whatever_the_networks_are_called(teacher, student, file, tmp_path):
-    write_run(tmp_path / "runs/one", pair=(teacher, student))
-    write_training(tmp_path / f"checkpoints/{file}.pth.training", 93.21)
-    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
-    assert ("student from scratch", "", "93.21") in rows
-
-
-def test_a_student_from_scratch_is_no_yardstick_for_students_with_different_arguments(tmp_path):
-    for width in (8, 12):
-        pair = ("resnet34", "net.py:Small")
-        write_run(tmp_path / f"runs/{width}", pair=pair, student_args=f"width={width}")
-    write_training(tmp_path / "checkpoints/cifar10_net.py_Small.pth.training", 93.21)
-    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
-    assert "student from scratch" not in str(rows)
 
 
 def test_balance_has_the_names_that_runs_write():
@@ -195,18 +122,62 @@ def test_two_methods_are_compared_over_the_seeds_they_share(runs):
     assert out.endswith(expected)
 
 
+def rows_of(printed):
+    """Method, seeds and last accuracy of the rows of detail tables, as Markdown."""
+    lines = (line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|"))
+    return [tuple(cell.strip() for cell in line[:3]) for line in lines if len(line) > 5]
+
+
+def test_settings_that_differ_split_a_row_dropped_ones_too(runs):
+    write_run(runs / "runs/mz2", 0, 94.1, oh_memory_size=2)
+    out = table("runs", cwd=runs).stdout
+    assert re.search(r"bsr \(oh_memory_size 2\) +0 +94.10 +94.56", out)
+    assert re.search(r"bsr \(oh_memory_size 8\) +0 1 2 +95.17", out)
+    shutil.rmtree(runs / "runs/mz2")
+    write_run(runs / "runs/refill", 0, 94.1, refill=True)
+    write_run(runs / "runs/four", 4, 94.1, refill=False)  # others are older than the setting
+    out = table("runs", cwd=runs).stdout
+    assert re.search(r"bsr \(refill True\) +0 +94.10", out)
+    assert re.search(r"bsr \(refill False\) +0 1 2 4 +94.90", out)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 0)], ids=["different seeds", "the same seed"])
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_networks_with_different_arguments_are_different_rows_and_yardsticks(role, seeds, tmp_path):
+    pair = ("net.py:Big", "resnet18") if role == "teacher" else ("resnet34", "net.py:Small")
+    for seed, width, last in zip(seeds, (8, 12), (90.0, 91.0), strict=True):
+        folder = tmp_path / f"runs/{width}"
+        write_run(folder, seed, last, pair=pair, **{f"{role}_args": f"width={width}"})
+        if role == "teacher":
+            summary = json.loads((folder / "summary.json").read_text())
+            (folder / "summary.json").write_text(json.dumps({**summary, "teacher_top1": 80.0 + width}))
+    write_training(tmp_path / "checkpoints/cifar10_net.py_Small.pth.training", 93.21)
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert (f"bsr ({role}_args width=8)", str(seeds[0]), "90.00") in rows
+    assert (f"bsr ({role}_args width=12)", str(seeds[1]), "91.00") in rows
+    if role == "teacher":
+        assert ("teacher", "", "92.00 / 88.00") in rows  # in the order of the rows
+    assert not re.search("±|student from scratch", str(rows))
+
+
+@pytest.mark.parametrize(
+    ("student", "file"),
+    [
+        ("my-nets/net.py:Small", "cifar10_my_nets_net.py_Small"),
+        ("torchvision:mobilenet_v3_small", "cifar10_torchvision_mobilenet_v3_small"),
+    ],
+)
+def test_the_student_from_scratch_is_found_whatever_the_networks_are_called(student, file, tmp_path):
+    write_run(tmp_path / "runs/one", pair=("resnet34", student))
+    write_training(tmp_path / f"checkpoints/{file}.pth.training", 93.21)
+    rows = rows_of(table("runs", "--format", "markdown", cwd=tmp_path).stdout)
+    assert ("student from scratch", "", "93.21") in rows
+
+
 def test_a_table_can_be_sorted_have_differences_and_fewer_columns(runs):
     write_run(runs / "runs/four", 4, 99.9, "fast_meta")
-    flags = [
-        "--format",
-        "markdown",
-        "--sort",
-        "--against",
-        "fast_meta",
-        "--columns",
-        "seeds,last,minus fast_meta",
-    ]
-    lines = table("runs", *flags, cwd=runs).stdout.splitlines()
+    more = "--format markdown --sort --against fast_meta --columns".split()
+    lines = table("runs", *more, "seeds,last,minus fast_meta", cwd=runs).stdout.splitlines()
     first = lines.index("| method | seeds | last | minus fast_meta |")
     interval = stats.ttest_rel([94.0, 95.0, 96.5], [93.0, 94.5, 95.0]).confidence_interval(0.95)
     assert lines[first + 2 : first + 7] == [
@@ -219,15 +190,12 @@ def test_a_table_can_be_sorted_have_differences_and_fewer_columns(runs):
 
 
 def test_bad_tables_get_one_line(runs):
-    def refused(*args):
-        return run_here("scripts/table.py", *args, cwd=runs)
-
-    assert_refused(refused("nowhere"), "no run in nowhere")
-    assert_refused(refused("runs/bsr-0", "--compare", "bsr", "fsat_meta"), "no runs of fsat_meta")
-    assert_refused(refused("runs/bsr-0", "--against", "bsrr"), "no runs of bsrr, did you mean bsr?")
-    assert_refused(refused("runs/bsr-0", "--columns", "seeds,lst"), "no column 'lst', did you mean last?")
-    assert_refused(refused("runs/bsr-0", "--columns", "last", "--format", "csv"), "leave out")
     shutil.copytree(runs / "runs/bsr-0", runs / "runs/twice")
-    assert_refused(refused("runs/bsr-0", "runs/twice"), "are the same run")
-    (runs / "runs/twice/summary.json").write_text("[]")
-    assert_refused(refused("runs/twice"), "cannot read runs/twice/summary.json")
+    for words, message in (
+        ("nowhere", "no run in nowhere"),
+        ("runs/bsr-0 --against bsrr", "no runs of bsrr, did you mean bsr?"),
+        ("runs/bsr-0 --columns seeds,lst", "no column 'lst', did you mean last?"),
+        ("runs/bsr-0 --columns last --format csv", "leave out"),
+        ("runs/bsr-0 runs/twice", "are the same run"),
+    ):
+        assert_refused(run_here(f"scripts/table.py {words}", cwd=runs), message)

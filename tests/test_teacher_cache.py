@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from conftest import run_here
 from helpers import SHORT, assert_same_weights, distiller, flags, samples, untimed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +13,6 @@ from datafree.data.augment import Augment, Normalize
 from datafree.errors import UserError
 from datafree.extras.teacher_cache import TeacherCache
 from datafree.repository import SampleRepository
-from datafree.settings import resolve
 
 CLASSES, SHAPE = 4, (1, 8, 8)
 ROW = 162 * (4 * CLASSES + 1)  # bytes of a sample
@@ -148,22 +146,3 @@ def by_place(images):
 def test_a_teacher_that_rounds_by_the_place_in_a_batch_is_reported(teach, exact):
     assert (make_cache(ROW, teach).inexact == "") is exact
     assert make_cache(ROW, teach, batch_size=1).inexact == ""  # an image is always in the same place
-
-
-def test_fresh_samples_are_refused(tmp_path):
-    done = run_here("bsr_main.py", "--method", "dafl", "--reuse_teacher", "1MB", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--reuse_teacher needs stored samples" in done.stderr
-
-
-def test_the_benchmarks_know_the_share_of_views_that_they_report():
-    from benchmarks.common import know, make_distiller, network
-
-    steps = {"kd_steps": 6, "ep_steps": 6, "batch_size": 16, "warmup": 0, "lr": 1e-3, "reuse_teacher": 10**7}
-    teacher = network("resnet8").eval().requires_grad_(False)
-    made = make_distiller(resolve(steps)[0], teacher, network("resnet8"), 200)
-    for share, batches in ((1.0, 0), (0.5, 3), (0.0, 6)):
-        phases = []
-        know(made, share)
-        made.student.train(made.batches(lambda phase, _loss, phases=phases: phases.append(phase)))
-        assert abs(len(phases) - batches) <= 1, share

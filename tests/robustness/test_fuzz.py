@@ -1,6 +1,6 @@
 """A run's folder with damaged files: whatever reads it works, or reports in one line what is wrong.
 
-FUZZ_CASES=500 python -m pytest tests/test_fuzz.py     (more cases; part of make soak)
+FUZZ_CASES=500 python -m pytest tests/robustness/test_fuzz.py     (more cases; part of make soak)
 """
 
 import os
@@ -9,26 +9,22 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_here
-from helpers import write_teacher
+from conftest import run_here, succeed
+from helpers import DIGITS, write_teacher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 CASES = int(os.environ.get("FUZZ_CASES", "50"))
-RUN = [
-    *"--dataset digits --teacher wrn16_1 --teacher_ckpt teacher.pth --student wrn16_1 --device cpu".split(),
-    *"--epochs 4 --warmup 1 --kd_steps 1 --ep_steps 1 --batch_size 16 --g_steps 1 --save_dir out".split(),
-]
+RUN = f"{DIGITS} --kd_steps 1 --ep_steps 1 --g_steps 1 --save_dir out"
 READERS = {
-    "table": ("scripts/table.py", "out"),
-    "csv": ("scripts/table.py", "out", "--format", "csv"),
-    "report": ("show_result/report.py", "out"),
-    "points": ("show_result/show_points_ablation.py", *"out --output points --max_points 20".split()),
-    "sweep": ("show_result/hyperparameters/hp.py", "out", "--output", "sweep"),
-    "export": ("scripts/export.py", "out", "--format", "safetensors"),
-    "resume": ("bsr_main.py", *RUN, "--resume"),
-    "evaluate": ("bsr_main.py", *RUN, "--evaluate_only"),
-    "overwrite": ("bsr_main.py", *RUN, "--overwrite", "--epochs", "0"),
+    "table": "scripts/table.py out",
+    "report": "show_result/report.py out",
+    "points": "show_result/show_points_ablation.py out --output points --max_points 20",
+    "sweep": "show_result/hyperparameters/hp.py out --output sweep",
+    "export": "scripts/export.py out --format safetensors",
+    "resume": f"{RUN} --resume",
+    "evaluate": f"{RUN} --evaluate_only",
+    "overwrite": f"{RUN} --overwrite --epochs 0",
 }
 JSON = ("config.json", "summary.json", "metrics.jsonl")
 FILES = (*JSON, "samples.bin", "checkpoint.pth", "checkpoint.previous.pth", "student.pth", "log.txt")
@@ -38,8 +34,7 @@ FILES = (*JSON, "samples.bin", "checkpoint.pth", "checkpoint.previous.pth", "stu
 def genuine(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("genuine")
     write_teacher(cwd / "teacher.pth")
-    done = run_here("bsr_main.py", *RUN, cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    succeed(RUN, cwd=cwd)
     return cwd
 
 
@@ -81,8 +76,7 @@ def test_a_damaged_run_is_read_or_refused_in_a_line(genuine, reader, file, how, 
     shutil.copytree(genuine / "out", work / "out")
     shutil.copy(genuine / "teacher.pth", work)
     spoil(work / "out" / file, how, random.Random(seed))
-    script, *words = READERS[reader]
-    done = run_here(script, *words, cwd=work)
+    done = run_here(READERS[reader], cwd=work)
     assert done.returncode in (0, 2), done.stderr
     lines = [line for line in done.stderr.splitlines() if "not finished, left out" not in line]
     assert len(lines) <= (1 if done.returncode == 2 else 0), done.stderr
