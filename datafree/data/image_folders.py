@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +50,14 @@ def image_classes(folder: Path) -> list[str]:
     Raises:
         UserError: there are fewer than two.
     """
+    names = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if (folder / ANNOTATIONS).is_file():
-        classes = sorted({name for name, _ in _annotated(folder)})
-    else:
-        classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(classes) < 2:
+        names = {name for name, _ in _annotated(folder)}
+    if len(names) < 2:
         raise UserError(
-            f"{folder} has {len(classes)} class folders: put one folder of images per class there, 2 or more"
+            f"{folder} has {len(names)} class folders: put one folder of images per class there, 2 or more"
         )
-    return classes
+    return sorted(names)
 
 
 def _annotated(folder: Path) -> list[tuple[str, Path]]:
@@ -92,9 +90,8 @@ def _labelled_files(folder: Path) -> tuple[list[str], list[tuple[int, Path]]]:
     if (folder / ANNOTATIONS).is_file():
         found = [(classes.index(name), file) for name, file in _annotated(folder)]
     else:
-        found = [
-            (number, file) for number, name in enumerate(classes) for file in _image_files(folder / name)
-        ]
+        files = [_image_files(folder / name) for name in classes]
+        found = [(number, file) for number, some in enumerate(files) for file in some]
     if not found:
         raise UserError(f"{folder} has class folders but no images in them")
     return classes, found
@@ -146,17 +143,6 @@ def _crop(path: Path, img_size: int, u: Tensor) -> Tensor:
     return torch.from_numpy(rearrange(np.array(image), "h w c -> c h w"))
 
 
-def class_folders(folder: Path, img_size: int, workers: int) -> ImageSet:
-    """Images in one folder per class, or with annotations; the classes in alphabetical order.
-
-    Raises:
-        UserError: there are none, or one cannot be read.
-    """
-    classes, found = _labelled_files(folder)
-    labels, files = zip(*found, strict=True)
-    return _read_files(files, torch.tensor(labels), classes, img_size, workers)
-
-
 def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
     """All images in a folder and its subfolders, without labels: one class with an empty name.
 
@@ -169,26 +155,27 @@ def load_folder(folder: Path, img_size: int, workers: int = 4) -> ImageSet:
     return _read_files(files, torch.zeros(len(files), dtype=torch.long), [""], img_size, workers)
 
 
-def load_labelled(folder: Path, img_size: int, num_classes: int, workers: int = 4) -> ImageSet:
-    """Images in one folder per class. Folders named by class numbers need not be complete; folders with other
-    names are all the classes, in alphabetical order.
+def load_labelled(folder: Path, img_size: int, num_classes: int | None = None, workers: int = 4) -> ImageSet:
+    """Images in one folder per class, or with annotations; the classes in alphabetical order. With
+    `num_classes`, folders named by class numbers need not be complete; others must be all the classes.
 
     Raises:
-        UserError: the folder names fit neither rule, or an image cannot be read.
+        UserError: the folder names fit neither rule, there are no images, or one cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"no folder of images at {folder}: check the path")
-    images = class_folders(folder, img_size, workers)
-    names = images.classes
-    if all(name.isdecimal() and int(name) < num_classes for name in names):
-        labels = torch.tensor([int(name) for name in names])[images.labels]
-        return replace(images, labels=labels, classes=[str(label) for label in range(num_classes)])
-    if len(names) != num_classes:
-        raise UserError(
-            f"{folder} has {len(names)} class folders, and the teacher {num_classes} classes: one folder "
-            "each, in the teacher's order by name, or folders named by class numbers from 0"
-        )
-    return images
+    classes, found = _labelled_files(folder)
+    if num_classes is not None:
+        if all(name.isdecimal() and int(name) < num_classes for name in classes):
+            found = [(int(classes[number]), file) for number, file in found]
+            classes = [str(number) for number in range(num_classes)]
+        elif len(classes) != num_classes:
+            raise UserError(
+                f"{folder} has {len(classes)} class folders, and the teacher {num_classes} classes: one "
+                "folder each, in the teacher's order by name, or folders named by class numbers from 0"
+            )
+    labels, files = zip(*found, strict=True)
+    return _read_files(files, torch.tensor(labels), classes, img_size, workers)
 
 
 def _read_files(

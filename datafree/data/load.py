@@ -11,7 +11,7 @@ from einops import repeat
 from torch.nn import functional as F
 
 from datafree.data.datasets import SPECS
-from datafree.data.image_folders import class_folders, find_split, probe_img_size
+from datafree.data.image_folders import find_split, load_labelled, probe_img_size
 from datafree.data.image_set import ImageSet, in_memory
 
 
@@ -41,7 +41,7 @@ def load_split(
         reader = getattr(import_module(f"datafree.data.{module}"), function)
         return reader(dataset, split, Path(data_root), download).resized(img_size)
     folder = find_split(dataset, split, Path(data_root))
-    return class_folders(folder, img_size or probe_img_size(folder), workers)
+    return load_labelled(folder, img_size or probe_img_size(folder), workers=workers)
 
 
 def read_digits(_dataset: str, split: str, _root: Path, _download: bool) -> ImageSet:

@@ -122,8 +122,7 @@ def load_teacher(
 
 def own_settings(network: nn.Module) -> dict[str, Any]:
     """Image size, mean and standard deviation in a network's own configuration, as timm's have one."""
-    config = getattr(network, "pretrained_cfg", None)
-    config = config if isinstance(config, Mapping) else {}
+    config = getattr(network, "pretrained_cfg", None) or {}
     size = config.get("input_size")
     found = {"img_size": size and int(size[-1]), "mean": config.get("mean"), "std": config.get("std")}
     return {name: value for name, value in found.items() if value}
