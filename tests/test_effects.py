@@ -7,7 +7,6 @@ from conftest import run_here, succeed
 from helpers import assert_refused, write_run
 from scipy import stats
 
-from datafree.errors import UserError
 from datafree.results.effects import effects
 from datafree.results.read import find_runs
 from datafree.results.tables import collect
@@ -48,19 +47,3 @@ def test_the_command_prints_them_and_says_what_is_missing(variants):
     assert "DLW" in succeed("scripts/table.py runs --effects", cwd=variants.parent)
     sorted_too = run_here("scripts/table.py runs --effects --sort", cwd=variants.parent)
     assert_refused(sorted_too, "prints a different table")
-
-
-def test_variants_that_are_missing_twice_or_share_no_seed_are_named(variants):
-    runs = find_runs([variants])[0]
-
-    def of(*names):
-        return effects(collect([run for run in runs if run.path.name in names]))
-
-    with pytest.raises(UserError, match=r"no runs of none, DLW.*DLW\+IHO.*DLW\+BLG\+IHO"):
-        of("blg-0", "iho-0", "blg-iho-0")
-    rest = {run.path.name for run in runs if run.seed == 1} - {"none-1"}
-    with pytest.raises(UserError, match="no seed has all eight variants"):
-        of(*rest, "none-7")
-    write_run(variants / "other", 0, 1.0, "fast", dlw=False, blg=False, iho=False)
-    with pytest.raises(UserError, match="have the same components: leave one out"):
-        effects(collect(find_runs([variants])[0]))

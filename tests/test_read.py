@@ -34,16 +34,6 @@ def test_kept_runs_of_a_method_have_the_same_settings_but_for_the_seed():
         assert all(one == settings[0] for one in settings), row.label
 
 
-def test_the_figures_of_a_run(tmp_path):
-    write_run(tmp_path / "run", 3, 90.0)
-    write_metrics(tmp_path / "run", [{"test_top1": top, "made": 8} for top in [0.0] * 8 + [88.0, 90.0]])
-    run = read_run(tmp_path / "run")
-    assert (run.seed, run.variant, run.metric, run.last) == (3, "bsr", "test_top1", 90.0)
-    assert (run.figures["best"], run.figures["best_minus_last"], run.figures["images_made"]) == (91, 1, 80)
-    assert (run.figures["last_fifth_mean"], run.figures["last_fifth_deviation"]) == (89, 1)
-    assert run.figures["hours"] == 120 / 3600
-
-
 def test_a_line_that_a_crash_has_cut_is_left_out(tmp_path):
     write_run(tmp_path / "run")
     write_metrics(tmp_path / "run", [{"test_top1": 1.0}, {"test_top1": 2.0}])

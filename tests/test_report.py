@@ -1,14 +1,13 @@
 """Reports: one page on a run or on several."""
 
-import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_here, succeed
-from helpers import assert_refused, samples, write_metrics, write_run
+from conftest import succeed
+from helpers import samples, write_metrics, write_run
 
 from datafree.repository import SampleRepository
 from datafree.results.read import read_run
@@ -87,15 +86,6 @@ def test_a_report_of_two_runs_shows_figures_samples_and_what_differs(tmp_path):
     assert len(ids) == len(set(ids))
 
 
-def test_a_run_that_stores_no_samples_has_a_report_without_them(tmp_path):
-    write_shown_run(tmp_path / "zskt", method="zskt")
-    config = json.loads((tmp_path / "zskt/config.json").read_text())
-    (tmp_path / "zskt/config.json").write_text(json.dumps({**config, "store_samples": False}))
-    words = Text(report(tmp_path, "zskt")).words
-    assert "Samples" not in words
-    assert "Test accuracy" in words
-
-
 @pytest.mark.parametrize(("classes", "epochs"), [(10, 1), (100, 3)])
 def test_reports_hold_for_few_and_many_classes_and_for_one_epoch(classes, epochs, tmp_path):
     write_shown_run(tmp_path / "run", classes, epochs)
@@ -161,10 +151,3 @@ def test_agreement_on_held_out_samples_is_shown_and_is_not_accuracy(tmp_path):
         assert words[words.index("agreement with the teacher on held-out samples") + 1] == "80.00 %"
         assert ("<b>This is not accuracy.</b>" in page) == (name == "none")
         assert ("Test accuracy" in words) == (name == "both")
-
-
-def test_a_report_without_an_epoch_or_of_a_run_named_twice_is_refused(tmp_path):
-    write_run(tmp_path / "run", epochs=1, classes=["a", "b"])
-    write_metrics(tmp_path / "run", [])
-    for words, message in (("run", "has not finished an epoch yet"), ("run run", "a run is named twice")):
-        assert_refused(run_here(f"show_result/report.py {words}", cwd=tmp_path), message)

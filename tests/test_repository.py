@@ -35,14 +35,6 @@ def test_repository_reuses_the_slots_of_removed_samples():
     assert len(repository._rows["labels"]) == 64
 
 
-def test_repository_batches_are_always_full_and_cover_it_evenly(rng):
-    repository = filled(10)
-    seen = torch.cat(list(repository.batches(4, 5, rng)))[:, 0, 0, 0]
-    assert len(seen) == 20
-    assert seen.bincount().tolist() == [2] * 10
-    assert [len(batch) for batch in filled(3).batches(8, 2, rng)] == [8, 8]
-
-
 @pytest.mark.parametrize("logged", [False, True])
 def test_repository_continues_from_its_state(logged, tmp_path):
     log = SampleLog(tmp_path / "samples.bin", (3, 4, 4), 2) if logged else None

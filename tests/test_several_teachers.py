@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 from conftest import run_here, succeed
-from helpers import CPU, assert_refused, flags, metrics, named, write_teacher
+from helpers import assert_refused, metrics, write_teacher
 
 from datafree import models
-from datafree.extras.several_teachers import MeanOfTeachers, prepare_teacher
+from datafree.extras.several_teachers import MeanOfTeachers
 from datafree.networks.bn_statistics import BNStatistics
 
 TINY = "--dataset digits --epochs 4 --warmup 1 --kd_steps 2 --ep_steps 2 --batch_size 16 --g_steps 2"
@@ -61,17 +61,6 @@ def test_a_run_with_two_teachers_is_continued_tabled_and_exported(cwd):
     card = (cwd / "out/export/model_card_safetensors.md").read_text()
     assert "distilled from wrn16_1 + resnet20" in card
     assert "The teacher was not measured: there are several." in card
-
-
-def test_what_the_teachers_are_is_found(cwd, monkeypatch):
-    monkeypatch.chdir(cwd)
-    teacher = prepare_teacher(flags(*f"{TINY} {BOTH}".split()), CPU)
-    assert [type(one).__name__ for one in teacher.network.teachers] == ["WideResNet", "OptionAResNet"]
-    assert teacher.found.features.layer is teacher.network.teachers[1].linear
-    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
-    assert not any(module.training for module in teacher.network.modules())
-    assert named("wrn16_1 + resnet20").parts == (named("wrn16_1"), named("resnet20"))
-    assert named("wrn16_1 + resnet20").stem == "wrn16_1_resnet20"
 
 
 def test_teachers_that_do_not_fit_each_other_are_refused(cwd):
