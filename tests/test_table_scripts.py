@@ -97,8 +97,8 @@ def test_the_sweep_takes_every_published_value_once():
     points = [parsed(line)[0] for line in table_script("ohs", DRY_RUN="1").stdout.splitlines()]
     swept = json.loads((ROOT / "datafree/results/paper_results.json").read_text())
     swept = swept["hyperparameters_cifar10_resnet34_resnet18"]
-    expected = {(size, 0.1) for size in swept["oh_memory_size (mz)"]["x"]}
-    expected |= {(8, step) for kind in ("coarse", "fine") for step in swept[f"oh_step, {kind}"]["x"]}
+    expected = {(size, 0.1) for size in swept["oh_memory_size"]["x"]}
+    expected |= {(8, step) for kind in ("coarse", "fine") for step in swept[f"oh_step_{kind}"]["x"]}
     assert sorted((point.oh_memory_size, point.oh_step) for point in points) == sorted(expected)
 
 

@@ -194,7 +194,7 @@ def test_bad_tables_get_one_line(runs):
     for words, message in (
         ("nowhere", "no run in nowhere"),
         ("runs/bsr-0 --against bsrr", "no runs of bsrr, did you mean bsr?"),
-        ("runs/bsr-0 --columns seeds,lst", "no column 'lst', did you mean last?"),
+        ("runs/bsr-0 --columns seeds,lst", "no column lst, did you mean last?"),
         ("runs/bsr-0 --columns last --format csv", "leave out"),
         ("runs/bsr-0 runs/twice", "are the same run"),
     ):

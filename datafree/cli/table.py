@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from statistics import mean
 
 from datafree.cli import parser as cli
 from datafree.errors import UserError
 from datafree.results.effects import effects
 from datafree.results.published import Published
 from datafree.results.read import find_runs
-from datafree.results.tables import RENDER, as_csv, by_accuracy, collect, compare, make_tables, only
+from datafree.results.tables import RENDER, as_csv, collect, compare, make_tables
 
 FORMATS = (*RENDER, "csv")
 
@@ -21,32 +22,20 @@ def build_parser() -> cli.Parser:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of runs")
     parser.add_argument("--format", choices=FORMATS, default="text", help="format of the tables")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("ROW", "OTHER"),
-        help="print the mean difference of two rows over the seeds they share",
-    )
-    parser.add_argument(
-        "--against",
-        metavar="ROW",
-        help="add a column with each row's mean difference from this one, paired by seed",
-    )
-    parser.add_argument(
-        "--effects",
-        action="store_true",
-        help="print what each of DLW, BLG and IHO adds instead; needs runs of all eight variants",
-    )
-    parser.add_argument(
-        "--columns", metavar="NAME,...", help='only these columns, such as "seeds,last,stored" (default: all)'
-    )
+    compare = "print the mean difference of two rows over the seeds they share"
+    parser.add_argument("--compare", nargs=2, metavar=("ROW", "OTHER"), help=compare)
+    against = "add a column with each row's mean difference from this one, paired by seed"
+    parser.add_argument("--against", metavar="ROW", help=against)
+    adds = "print what each of DLW, BLG and IHO adds instead; needs runs of all eight variants"
+    parser.add_argument("--effects", action="store_true", help=adds)
+    columns = 'only these columns, such as "seeds,last,stored" (default: all)'
+    parser.add_argument("--columns", default="", metavar="NAME,...", help=columns)
     parser.add_argument("--sort", action="store_true", help="highest accuracy of the last epoch first")
-    parser.add_argument(
-        "--checkpoints",
-        type=Path,
-        default=Path("checkpoints/pretrained"),
-        help="where train_scratch.py left the accuracy of students from scratch",
+    where, left = (
+        Path("checkpoints/pretrained"),
+        "where train_scratch.py left the accuracy of students from scratch",
     )
+    parser.add_argument("--checkpoints", type=Path, default=where, help=left)
     return parser
 
 
@@ -73,13 +62,11 @@ def render(args: argparse.Namespace) -> str:
     if args.effects:
         return "\n".join(map(RENDER[args.format], effects(rows)))
     if args.sort:
-        rows = by_accuracy(rows)
+        rows.sort(key=lambda row: (row.dataset, str(row.pair), -mean(row.values("last"))))
     if args.format == "csv":
         return as_csv(rows, published)
-    tables = make_tables(rows, published, args.checkpoints, args.against)
-    if args.columns:  # not in the table of methods by pairs, which has a column for each pair
-        columns = [name.strip() for name in args.columns.split(",")]
-        tables = (only(table, columns) if "last" in table.headings else table for table in tables)
+    columns = [name.strip() for name in args.columns.split(",")] if args.columns else []
+    tables = make_tables(rows, published, args.checkpoints, args.against, columns)
     text = "\n".join(map(RENDER[args.format], tables))
     return text + "\n" + compare(rows, *args.compare) if args.compare else text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from statistics import mean
 
 from datafree.errors import UserError
@@ -25,8 +26,8 @@ def effects(rows: Sequence[Row]) -> list[Table]:
     Raises:
         UserError: a variant is missing or occurs twice, or no seed has them all.
     """
-    pairs = dict.fromkeys((row.dataset, row.pair) for row in rows)
-    return [_of_pair([row for row in rows if (row.dataset, row.pair) == pair]) for pair in pairs]
+    pairs = groupby(rows, lambda row: (row.dataset, row.pair))
+    return [_of_pair(list(members)) for _, members in pairs]
 
 
 def _of_pair(rows: Sequence[Row]) -> Table:
@@ -46,19 +47,16 @@ def _of_pair(rows: Sequence[Row]) -> Table:
         raise UserError("--effects: no seed has all eight variants: run them with the same --seed")
     lines = []
     for name in COMPONENTS:
-        gains = {
-            others: [last[others | {name}][seed] - last[others][seed] for seed in seeds]
-            for others in VARIANTS
-            if name not in others
-        }
+        without = [others for others in VARIANTS if name not in others]
+        gains = {on: [last[on | {name}][seed] - last[on][seed] for seed in seeds] for on in without}
         main = paired([mean(of_seed) for of_seed in zip(*gains.values(), strict=True)])
         beside = [NONE, *SINGLE, ALL - {name}]
         cells = [f"{mean(gains[others]):+.2f}" if others in gains else "-" for others in beside]
         lines.append([name.upper(), main.text, *cells])
-    headings = ["component", "mean", *(f"beside {_words(on)}" for on in (NONE, *SINGLE))]
+    beside_one = [f"beside {_words(on)}" for on in (NONE, *SINGLE)]
     over = f"seed{'s' if len(seeds) > 1 else ''} {' '.join(map(str, seeds))}"
     caption = f"{rows[0].dataset}, {rows[0].pair.words}: points that each component adds, {over}"
-    return Table(caption, [*headings, "beside both others"], lines)
+    return Table(caption, ["component", "mean", *beside_one, "beside both others"], lines)
 
 
 def _words(on: frozenset[str]) -> str:

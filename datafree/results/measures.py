@@ -20,16 +20,16 @@ PROTOCOL = {  # by the names in `FinishedRun.figures`
     "best_minus_last": Measure("best - last", "best epoch minus last"),
     "last_test_agreement": Measure("test agreement", "agreement with the teacher on test images"),
 }
+BALANCE = {  # also by the names in `summary.json` and `metrics.jsonl`
+    "count_variation": Measure("count variation", "variation of class counts", "{:.3f}"),
+    "count_entropy": Measure("count entropy", "entropy of class counts", "{:.3f}"),
+    "lof_relative_iqr": Measure("LOF spread", "LOF: IQR over median", "{:.3f}"),
+    "lof_outside_share": Measure("LOF outside", "LOF: share outside the whiskers", "{:.3f}"),
+    "margin": Measure("margin", "confidence margin", "{:.3f}"),
+}
 COST = {
     "images_made": Measure("made", "images generated", "{:,.0f}"),
     "images_stored": Measure("stored", "images stored at the end", "{:,.0f}"),
     "hours_synthesis": Measure("synthesis hours", "hours of synthesis"),
     "hours": Measure("hours", "hours in all"),
-}
-BALANCE = {  # also by the names in `summary.json` and `metrics.jsonl`
-    "count_variation": Measure("count variation", "variation of class counts"),
-    "count_entropy": Measure("count entropy", "entropy of class counts"),
-    "lof_relative_iqr": Measure("LOF spread", "LOF: IQR over median"),
-    "lof_outside_share": Measure("LOF outside", "LOF: share outside the whiskers"),
-    "margin": Measure("margin", "confidence margin"),
 }

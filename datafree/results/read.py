@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +89,8 @@ class FinishedRun:
         Raises:
             UserError: the file cannot be read, or no epoch is finished.
         """
-        rows = _read(self.path / METRICS, _rows, {"epoch": int, self.metric: float, "seconds": dict})
+        needed = {"epoch": int, self.metric: float, "seconds": dict}
+        rows = _read(self.path / METRICS, needed, by_line=True)
         if not rows:
             raise UserError(f"{self.path} has not finished an epoch yet: wait for one")
         return rows
@@ -104,8 +105,7 @@ class FinishedRun:
         if self.summary:
             found["last"] = self.last
         if best in found:
-            found["best"] = found[best]
-            found["best_minus_last"] = found["best"] - self.last
+            found |= {"best": found[best], "best_minus_last": found[best] - self.last}
         if "seconds" in found:
             found["hours"] = found["seconds"] / 3600
         if not (self.path / METRICS).is_file():
@@ -119,8 +119,9 @@ class FinishedRun:
             found["images_made"] = sum(row["made"] for row in rows)
         if self.stores and "repository" in rows[-1]:
             found["images_stored"] = rows[-1]["repository"]
-        if any("synthesis" in row["seconds"] for row in rows):
-            found["hours_synthesis"] = sum(row["seconds"].get("synthesis", 0.0) for row in rows) / 3600
+        synthesis = [row["seconds"]["synthesis"] for row in rows if "synthesis" in row["seconds"]]
+        if synthesis:
+            found["hours_synthesis"] = sum(synthesis) / 3600
         return found
 
     @property
@@ -165,7 +166,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[FinishedRun], list[Path]]:
 def is_export(config: Path) -> bool:
     """Whether a `config.json` belongs to an exported student, not to a run."""
     try:
-        return EXPORTED.items() <= _read(config, _object, {})[0].items()
+        return EXPORTED.items() <= _read(config, {"format": str})[0].items()
     except UserError:
         return False
 
@@ -182,67 +183,42 @@ def read_run(path: Path, finished: bool = True) -> FinishedRun:
     """
     if not (path / CONFIG).exists():
         raise UserError(f"{path} is not a run: it has no {CONFIG}")
-    run = FinishedRun(path, _read(path / CONFIG, _object, NEEDED)[0], {})
+    run = FinishedRun(path, _read(path / CONFIG, NEEDED)[0], {})
     if run.metric not in LAST:
         raise UserError(f"{path / CONFIG}: judged_by is not one of {', '.join(LAST)}: leave the run out")
     if (path / SUMMARY).exists():
-        run.summary.update(_read(path / SUMMARY, _object, {LAST[run.metric]: float})[0])
+        run.summary.update(_read(path / SUMMARY, {LAST[run.metric]: float})[0])
     elif finished:
         raise UserError(f"{path} is not finished: it has no {SUMMARY}; continue it with --resume")
     return run
 
 
-def _read(
-    file: Path, parse: Callable[[str], list[dict[str, Any]]], needed: dict[str, type]
-) -> list[dict[str, Any]]:
-    """The objects in a JSON file.
+def _read(file: Path, needed: dict[str, type], by_line: bool = False) -> list[dict[str, Any]]:
+    """The JSON object in a file, or those in its lines.
 
     Raises:
         UserError: it cannot be read, or something needed is missing or of another type.
     """
     try:
-        found = parse(file.read_text(encoding="utf-8"))
-        for name, kind in needed.items():
-            for content in found:
+        text = file.read_text(encoding="utf-8")
+        # A crash may have cut the last line.
+        parts = text[: text.rfind("\n") + 1].splitlines() if by_line else [text]
+        found = [json.loads(part) for part in parts if part or not by_line]
+        for content in found:
+            for name, kind in needed.items():
                 if not isinstance(content[name], (int, float) if kind is float else kind):
                     raise TypeError(f"{name} is {content[name]!r:.80}")
         return found
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {file} ({error!r:.200}): leave the run out") from error
-
-
-def _object(text: str) -> list[dict[str, Any]]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise TypeError("not a JSON object")
-    return [content]
-
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    whole = text[: text.rfind("\n") + 1]  # a crash may have cut the last line
-    return [json.loads(line) for line in whole.splitlines() if line]
-
-
-def labels(runs: Iterable[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs by row of a table: the variant, and the settings that differ among runs of one variant on the same
-    data and networks."""
-    by_variant: dict[str, list[FinishedRun]] = defaultdict(list)
-    for run in runs:
-        by_variant[run.variant].append(run)
-    rows: dict[str, list[FinishedRun]] = defaultdict(list)
-    for variant, members in by_variant.items():
-        names = differing(members)
-        for run in members:
-            shown = ", ".join(f"{name} {run.setting(name)}" for name in names)
-            rows[f"{variant} ({shown})" if shown else variant].append(run)
-    return dict(rows)
 
 
 def differing(runs: Iterable[FinishedRun]) -> list[str]:
     """Names of the settings that differ among runs on the same data and networks."""
-    values: dict[tuple[str, str, Pair], set[str]] = defaultdict(set)
+    values: dict[str, dict[tuple[str, Pair], set[str]]] = {
+        name: defaultdict(set) for name in (*DROPPED, *TABLE)
+    }
     for run in runs:
-        for name in (*DROPPED, *TABLE):
-            values[name, run.dataset, run.pair].add(str(run.setting(name)))
-    found = {name for (name, *_), different in values.items() if len(different) > 1}
-    return [name for name in (*DROPPED, *TABLE) if name in found]
+        for name, of_name in values.items():
+            of_name[run.dataset, run.pair].add(str(run.setting(name)))
+    return [name for name, of_name in values.items() if any(len(found) > 1 for found in of_name.values())]

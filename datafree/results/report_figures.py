@@ -4,7 +4,8 @@ shows."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,13 +13,17 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datafree.iho import NoPruning
+from datafree.iho import NoPruning, class_quartiles
 from datafree.neighbours import SlotTable
 from datafree.results import style
-from datafree.results.report_runs import ReportRun
+from datafree.results.read import FinishedRun
+from datafree.results.stored import NoSamples, StoredSamples, read_samples
+from datafree.runs.contact_sheet import to_pil
 
 MANY = 20  # classes: where there are more, quartiles are bands and classes have no names
 WIDTH = 6.4  # inches
+SHEET_CLASSES = 10  # in the sheet of samples at most; if there are more classes, some are left out
+SHEET_SAMPLES = 6  # nearest to the mean of their class, and as many farthest from it
 BOX = "#cfe3f7"  # between the quartiles, and between the whiskers of many classes
 LOSSES = {  # titles; other loss terms are shown by name
     "loss": "loss",
@@ -34,17 +39,57 @@ LOSSES = {  # titles; other loss terms are shown by name
 }
 
 
+@dataclass(frozen=True)
+class ReportRun:
+    """A run, its name on the page and its colour."""
+
+    run: FinishedRun
+    name: str
+    color: str
+
+    def column(self, name: str) -> np.ndarray:
+        """A metric by epoch; NaN where it is missing."""
+        return np.array([np.nan if row.get(name) is None else row[name] for row in self.run.metrics], float)
+
+    def has(self, name: str) -> bool:
+        """Whether any epoch has the metric."""
+        return bool(np.isfinite(self.column(name)).any())
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """The epochs of the metrics, counted from 1."""
+        return np.array([row["epoch"] + 1 for row in self.run.metrics])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes for matplotlib, to which a dollar sign begins a formula."""
+        names = self.run.required("classes")
+        shown = ("".join(c if c.isprintable() else "?" for c in name) for name in names)
+        return [name.replace("$", r"\$") for name in shown]
+
+    @cached_property
+    def samples(self) -> StoredSamples | None:
+        """None if the run left none."""
+        try:
+            return read_samples(self.run)
+        except NoSamples:
+            return None
+
+
 def _line(axis: Axes, one: ReportRun, values: np.ndarray) -> None:
     """A line by epoch, with dots if there are few epochs."""
     there = np.isfinite(values)
     marker = "o" if there.sum() < 3 else None
     axis.plot(one.epochs[there], values[there], color=one.color, marker=marker, markersize=4, linewidth=1.4)
+    axis.set_xlabel("epoch")
 
 
 def _name_classes(axis: Axes, one: ReportRun) -> None:
-    """Put the names of the classes along the bottom."""
+    """Put the names of the classes along the bottom, unless there are many."""
     names = [name[:14] for name in one.classes]
-    axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    if len(names) <= MANY:
+        axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xlabel("class")
 
 
 def metric_of(shown: Sequence[ReportRun]) -> str:
@@ -69,7 +114,7 @@ def accuracy_figure(shown: Sequence[ReportRun]) -> Figure:
         teacher = one.run.summary.get("teacher_top1")
         if teacher is not None:
             axis.axhline(teacher, color=one.color, linewidth=0.8, linestyle=":")
-    axis.set(xlabel="epoch", ylabel=f"{metric_of(shown)}, %  (dotted: teacher)")
+    axis.set_ylabel(f"{metric_of(shown)}, %  (dotted: teacher)")
     style.label_ends(axis, ends)
     return figure
 
@@ -92,9 +137,8 @@ def losses_figure(shown: Sequence[ReportRun]) -> Figure | None:
     """Each loss term by epoch."""
     found = {name for one in shown for row in one.run.metrics for name in row if name.startswith("loss")}
     found -= {"loss_total"}  # the sum of the others times their weights
-    names = [
-        name for name in (*LOSSES, *sorted(found - LOSSES.keys())) if any(one.has(name) for one in shown)
-    ]
+    known = [*LOSSES, *sorted(found - LOSSES.keys())]
+    names = [name for name in known if any(one.has(name) for one in shown)]
     if not names:
         return None
     rows = -(-len(names) // 2)
@@ -104,7 +148,7 @@ def losses_figure(shown: Sequence[ReportRun]) -> Figure | None:
     for axis, name in zip(axes.flat, names, strict=False):
         for one in shown:
             _line(axis, one, one.column(name))
-        axis.set(title=LOSSES.get(name, name.removeprefix("loss_")), xlabel="epoch")
+        axis.set_title(LOSSES.get(name, name.removeprefix("loss_")))
     return figure
 
 
@@ -113,78 +157,49 @@ def counts_figure(one: ReportRun) -> Figure | None:
     if not all("counts" in row for row in one.run.metrics) or not one.run.stores:
         return None
     counts = np.array([row["counts"] for row in one.run.metrics], float).T
-    classes = len(counts)
     # Each epoch against its own mean, so that the first ones are as readable as the last.
-    mean = np.maximum(counts.mean(0), 1e-9)
-    figure, axis = plt.subplots(figsize=(WIDTH, 2.6 if classes <= MANY else 4.2))
-    extent = (one.epochs[0] - 0.5, one.epochs[-1] + 0.5, classes - 0.5, -0.5)
+    relative = counts / np.maximum(counts.mean(0), 1e-9)
+    figure, axis = plt.subplots(figsize=(WIDTH, 2.6))
+    extent = (one.epochs[0] - 0.5, one.epochs[-1] + 0.5, len(counts) - 0.5, -0.5)
     image = axis.imshow(
-        counts / mean, aspect="auto", cmap="PuOr_r", vmin=0, vmax=2, extent=extent, interpolation="nearest"
+        relative, "PuOr_r", aspect="auto", extent=extent, interpolation="nearest", clim=(0, 2)
     )
-    if classes <= MANY:
-        axis.set_yticks(range(classes), [name[:14] for name in one.classes])
-    else:
-        axis.set_ylabel("class")
-    axis.set_xlabel("epoch")
-    final = counts[:, -1]
-    axis.set_title(
-        f"samples over the epoch's mean; at the end {final.min():.0f} to {final.max():.0f} a class"
-    )
+    if len(counts) <= MANY:
+        axis.set_yticks(range(len(counts)), [name[:14] for name in one.classes])
+    low, high = counts[:, -1].min(), counts[:, -1].max()
+    title = f"samples over the epoch's mean; at the end {low:.0f} to {high:.0f} a class"
+    axis.set(title=title, xlabel="epoch")
     bar = figure.colorbar(image, ax=axis, pad=0.02, ticks=[0, 1, 2])
     bar.ax.set_yticklabels(["0", "1", "2 or more"])
     return figure
 
 
-def outlier_factors(features: torch.Tensor, labels: torch.Tensor, classes: int) -> np.ndarray:
-    """Local outlier factors (N,) of samples within their classes, as IHO measures them; NaN in classes that
-    are too small.
-
-    Args:
-        features: (N, D), floating point.
-        labels: (N,) int64.
-        classes: number of classes.
-    """
-    numbers = torch.arange(len(labels))
-    table = SlotTable(features, labels, numbers, numbers)
-    return NoPruning(classes).measure(table).factors.numpy()
-
-
-def quartiles_by_class(factors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Lower whisker, quartiles and upper whisker (5, classes); NaN for classes too small to score."""
-    found = np.full((5, classes), np.nan)
-    for label in range(classes):
-        values = factors[(labels == label) & np.isfinite(factors)]
-        if len(values):
-            q1, q2, q3 = np.percentile(values, [25, 50, 75])
-            found[:, label] = q1 - 1.5 * (q3 - q1), q1, q2, q3, q3 + 1.5 * (q3 - q1)
-    return found
-
-
 def factors_figure(one: ReportRun) -> Figure | None:
-    """Outlier factors by class of all samples ever stored, and of those kept."""
+    """Local outlier factors by class, as IHO measures them, of all samples ever stored, and of those kept."""
     samples = one.samples
     if samples is None:
         return None
     classes = len(one.classes)
-    parts = [("all samples stored", torch.ones_like(samples.kept)), ("samples kept", samples.kept)]
+    parts = {"all samples stored": torch.ones_like(samples.kept), "samples kept": samples.kept}
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 4.6), sharex=True, sharey=True)
-    top = 1.0
-    for axis, (text, chosen) in zip(axes, parts, strict=True):
-        labels = samples.labels[chosen].numpy()
-        factors = outlier_factors(samples.features[chosen], samples.labels[chosen], classes)
-        box = quartiles_by_class(factors, labels, classes)
-        low, high = box[0], box[4]
-        outside = np.isfinite(factors) & ((factors < low[labels]) | (factors > high[labels]))
-        _draw_boxes(axis, box, labels[outside], factors[outside])
-        share = outside.sum() / max(1, np.isfinite(factors).sum())
-        axis.set_title(f"{text}: {len(labels):,}; {100 * share:.1f} % outside the whiskers (red)")
-        axis.set_ylabel("LOF")
-        if np.isfinite(box).any():
-            top = max(top, float(np.nanmax(np.append(high, np.nanpercentile(factors, 99.5)))))
-    axes[0].set_ylim(max(0, float(np.nanmin(low)) - 0.1) if np.isfinite(low).any() else 0, top * 1.05)
-    if classes <= MANY:
-        _name_classes(axes[1], one)
-    axes[1].set_xlabel("class")
+    bottom, top = 0.0, 1.0
+    for axis, (text, chosen) in zip(axes, parts.items(), strict=True):
+        labels, numbers = samples.labels[chosen], torch.arange(int(chosen.sum()))
+        table = SlotTable(samples.features[chosen], labels, numbers, numbers)
+        scores = NoPruning(classes).measure(table)
+        scored = scores.factors.isfinite()  # not in classes that are too small
+        share = len(scores.outside) / max(1, int(scored.sum()))
+        title = f"{text}: {len(labels):,}; {100 * share:.1f} % outside the whiskers (red)"
+        axis.set(title=title, ylabel="LOF")
+        if scored.any():
+            factors, counts = scores.factors[scored], torch.bincount(labels[scored], minlength=classes)
+            q1, q2, q3 = class_quartiles(factors, labels[scored], counts)
+            box = torch.stack([q1 - 1.5 * (q3 - q1), q1, q2, q3, q3 + 1.5 * (q3 - q1)]).numpy()
+            _draw_boxes(axis, box, labels[scores.outside].numpy(), scores.factors[scores.outside].numpy())
+            bottom = max(0.0, np.nanmin(box) - 0.1)
+            top = max(top, np.nanmax(box), np.percentile(factors, 99.5))
+    axes[0].set_ylim(bottom, top * 1.05)
+    _name_classes(axes[1], one)
     return figure
 
 
@@ -203,33 +218,27 @@ def _draw_boxes(axis: Axes, box: np.ndarray, labels: np.ndarray, factors: np.nda
     axis.plot(labels + apart, factors, ".", color=red, markersize=3)
     axis.bar(places, q3 - q1, bottom=q1, width=0.6, color=BOX, edgecolor=blue)
     axis.hlines(q2, places - 0.3, places + 0.3, color=blue, linewidth=1.6)
-    axis.vlines(places, low, q1, color=blue, linewidth=0.8)
-    axis.vlines(places, q3, high, color=blue, linewidth=0.8)
+    axis.vlines(np.tile(places, 2), np.append(low, q3), np.append(q1, high), color=blue, linewidth=0.8)
 
 
 def recall_figure(one: ReportRun) -> Figure | None:
     """The student's recall of each class in the last epoch, above the samples of each class."""
     row = one.run.metrics[-1]
     recall = np.array([np.nan if value is None else value for value in row.get("test_recall", [])], float)
-    if not len(recall):
+    if not np.isfinite(recall).any():
         return None
-    counts = row["counts"] if "counts" in row and one.run.stores else None
-    figure, axes = plt.subplots(
-        2 if counts else 1, 1, figsize=(WIDTH, 3.6 if counts else 2.2), sharex=True, squeeze=False
-    )
+    counts = row.get("counts") if one.run.stores else None
+    rows, height = (2, 3.6) if counts else (1, 2.2)
+    figure, axes = plt.subplots(rows, 1, figsize=(WIDTH, height), sharex=True, squeeze=False)
     places, width = range(len(recall)), 0.8 if len(recall) <= MANY else 1.0
-    top, bottom = axes[0, 0], axes[-1, 0]
-    top.bar(places, recall, width, color=one.color)
-    top.set(ylabel="recall, %", ylim=(0, 102))
-    if np.isfinite(recall).any():
-        lowest = one.classes[int(np.nanargmin(recall))]
-        top.set_title(f"{np.nanmin(recall):.1f} % ({lowest}) to {np.nanmax(recall):.1f} %")
+    axes[0, 0].bar(places, recall, width, color=one.color)
+    lowest = one.classes[int(np.nanargmin(recall))]
+    title = f"{np.nanmin(recall):.1f} % ({lowest}) to {np.nanmax(recall):.1f} %"
+    axes[0, 0].set(title=title, ylabel="recall, %", ylim=(0, 102))
     if counts:
-        bottom.bar(places, counts, width, color="#b0b0b0")
-        bottom.set_ylabel("samples")
-    if len(recall) <= MANY:
-        _name_classes(bottom, one)
-    bottom.set_xlabel("class")
+        axes[1, 0].bar(places, counts, width, color="#b0b0b0")
+        axes[1, 0].set_ylabel("samples")
+    _name_classes(axes[-1, 0], one)
     return figure
 
 
@@ -241,13 +250,13 @@ def confidence_figure(shown: Sequence[ReportRun]) -> Figure | None:
     figure, axes = plt.subplots(1, 3 if left else 1, figsize=(WIDTH, 2.5), squeeze=False)
     for one in shown:
         _line(axes[0, 0], one, one.column("margin"))
-    axes[0, 0].set(xlabel="epoch", ylabel="mean margin", ylim=(0, 1.02))
+    axes[0, 0].set(ylabel="mean margin", ylim=(0, 1.02))
     for axis, name in zip(axes[0, 1:], ("margins", "confidences"), strict=False):
         for one, samples in left:
             values = getattr(samples, name)[samples.kept].numpy()
-            look: dict[str, Any] = {"histtype": "step", "color": one.color, "linewidth": 1.4}
             shares = np.full(len(values), 100 / max(1, len(values)))
-            axis.hist(values, bins=np.linspace(0, 1, 26), weights=shares, **look)
+            bins = np.linspace(0, 1, 26)
+            axis.hist(values, bins, weights=shares, histtype="step", color=one.color, linewidth=1.4)
         axis.set(xlabel=f"{name.removesuffix('s')} of a sample kept", ylabel="samples, %")
     return figure
 
@@ -258,9 +267,8 @@ def time_figure(shown: Sequence[ReportRun]) -> Figure:
     figure, axis = plt.subplots(figsize=(WIDTH, 0.9 + 0.4 * len(shown)))
     left = np.zeros(len(shown))
     for place, phase in enumerate(phases):
-        seconds = np.array(
-            [np.mean([row["seconds"].get(phase, 0) for row in one.run.metrics]) for one in shown]
-        )
+        by_run = [[row["seconds"].get(phase, 0) for row in one.run.metrics] for one in shown]
+        seconds = np.array([np.mean(of_run) for of_run in by_run])
         # The first colours are for runs; phases take the last ones.
         color = style.COLORS[-1 - place % len(style.COLORS)]
         axis.barh(range(len(shown)), seconds, left=left, color=color, label=phase)
@@ -270,4 +278,28 @@ def time_figure(shown: Sequence[ReportRun]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlabel("seconds, mean of the epochs")
     axis.legend(ncol=len(phases), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, handlelength=1)
+    return figure
+
+
+def samples_figure(one: ReportRun) -> Figure | None:
+    """Samples kept, a class a row: at the left those nearest to the mean of their class in the teacher's
+    features, at the right those farthest from it."""
+    samples = one.samples
+    if samples is None or not samples.kept.any():
+        return None
+    shown = range(0, len(one.classes), max(1, -(-len(one.classes) // SHEET_CLASSES)))
+    figure, axis = plt.subplots(figsize=(WIDTH, 0.2 + 0.45 * len(shown)))
+    for place, label in enumerate(shown):
+        members = ((samples.labels == label) & samples.kept).nonzero().squeeze(1)
+        features = samples.features[members]
+        order = members[(features - features.mean(0)).norm(dim=1).argsort()]
+        nearest, farthest = order[:SHEET_SAMPLES], order[SHEET_SAMPLES:][-SHEET_SAMPLES:].flip(0)
+        for left, chosen in ((0, nearest), (SHEET_SAMPLES + 0.2, farthest)):
+            for column, pixels in enumerate(samples.images(chosen)):
+                x, image = left + column, to_pil(pixels)
+                image.thumbnail((64, 64))
+                axis.imshow(image, extent=(x, x + 0.96, place + 0.48, place - 0.48), interpolation="none")
+    axis.set(xlim=(0, 2 * SHEET_SAMPLES + 0.2), ylim=(len(shown) - 0.5, -0.5), xticks=[], frame_on=False)
+    axis.set_yticks(range(len(shown)), [one.classes[label][:12] for label in shown])
+    axis.tick_params(length=0)
     return figure

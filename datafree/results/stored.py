@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +80,6 @@ def student_of(
     Raises:
         UserError: there is none, or it cannot be rebuilt.
     """
-    file, content = _student_checkpoint(run, best)
-    return rebuild(content, file, source).to(device)
-
-
-def _student_checkpoint(run: FinishedRun, best: bool) -> tuple[Path, Any]:
-    """The file of a student and its content; see `student_of`."""
     file = run.path / (STUDENT_BEST if best else STUDENT)
     content = checkpoint.read(file)
     if best and not (isinstance(content, dict) and content.get("best_epoch") == run.summary["best_epoch"]):
@@ -95,4 +87,4 @@ def _student_checkpoint(run: FinishedRun, best: bool) -> tuple[Path, Any]:
             f"{file} is not from the best epoch, since the run was continued with different rounding: leave "
             "out --best"
         )
-    return file, content
+    return rebuild(content, file, source).to(device)

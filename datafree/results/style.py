@@ -13,36 +13,13 @@ from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 
 # Petroff (2021), "Accessible color sequences for data visualization".
-COLORS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
-)
+COLORS = tuple("#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split())
 
 
 def use() -> None:
+    """Draw without a display, in the style of `figures.mplstyle`."""
     mpl.use("Agg")
-    plt.rcParams.update(
-        {
-            "font.family": "sans-serif",
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.dpi": 110,
-            "savefig.dpi": 200,
-            "pdf.fonttype": 42,
-            "svg.fonttype": "none",
-            "axes.titlesize": 10,
-            "legend.frameon": False,
-        }
-    )
+    plt.style.use(Path(__file__).with_name("figures.mplstyle"))
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -59,23 +36,16 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     below = np.arange(len(ends)) * line * (high - low)
     places = isotonic_regression(np.array([end[1] for end in ends]) - below) + below
     for (x, _, text, color), place in zip(ends, places, strict=True):
-        axis.annotate(
-            text,
-            (x, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            color=color,
-            va="center",
-            annotation_clip=False,
-        )
+        shown = axis.annotate(text, (x, place), (4, 0), textcoords="offset points", annotation_clip=False)
+        shown.set(color=color, va="center")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """`path` as .png and .pdf; closes the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_suffix(kind) for kind in (".png", ".pdf")]
-    for file in files:
-        metadata = {"CreationDate": None} if file.suffix == ".pdf" else None  # the same bytes every time
-        figure.savefig(file, bbox_inches="tight", metadata=metadata)
+    files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
+    figure.savefig(files[0], bbox_inches="tight")
+    # Without a date, for the same bytes every time.
+    figure.savefig(files[1], bbox_inches="tight", metadata={"CreationDate": None})
     plt.close(figure)
     return files

@@ -8,17 +8,18 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from datafree.errors import UserError, did_you_mean
-from datafree.networks.names import NetworkName, Pair
+from datafree.networks.names import Pair
 from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
-from datafree.results.read import FinishedRun, labels
+from datafree.results.read import FinishedRun, differing
 from datafree.runs.files import SUMMARY, TRAINING
 
 
@@ -46,33 +47,38 @@ class Table(NamedTuple):
     lines: list[list[str]]
 
 
-# The yardsticks of a pair by name: each as measured and as published.
-Yardsticks = dict[str, tuple[str, str]]
+Line = dict[str, str]  # of a table of measures: cells by heading
 
 
 def collect(runs: Sequence[FinishedRun]) -> list[Row]:
-    """Rows sorted by dataset and pair; the rows of a pair are in the order of their first runs.
+    """Rows sorted by dataset and pair; the rows of a pair are in the order of their first runs. A label is
+    the variant, and the settings that differ among runs of one variant on the same data and networks.
 
     Raises:
         UserError: two runs belong to the same row and seed.
     """
-    rows: dict[tuple[str, Pair, str], dict[int, FinishedRun]] = defaultdict(dict)
-    for label, members in labels(runs).items():
-        for run in members:
-            same = rows[run.dataset, run.pair, label].setdefault(run.seed, run)
-            if same is not run:
+    variants = {run.variant for run in runs}
+    names = {variant: differing([run for run in runs if run.variant == variant]) for variant in variants}
+    rows: dict[tuple[str, Pair, str], Row] = {}
+    for run in runs:
+        settings = ", ".join(f"{name} {run.setting(name)}" for name in names[run.variant])
+        label = f"{run.variant} ({settings})" if settings else run.variant
+        key = run.dataset, run.pair, label
+        row = rows.setdefault(key, Row(*key, []))
+        for same in row.runs:
+            if same.seed == run.seed:
                 both = f"{same.path} and {run.path}"
                 raise UserError(f"{both} are the same run, {label} with seed {run.seed}: leave one out")
-    places = {run.path: place for place, run in enumerate(runs)}
-
-    def order(row: Row) -> tuple[str, str, int]:
-        return row.dataset, str(row.pair), min(places[run.path] for run in row.runs)
-
-    return sorted((Row(*key, list(members.values())) for key, members in rows.items()), key=order)
+        row.runs.append(run)
+    return sorted(rows.values(), key=lambda row: (row.dataset, str(row.pair)))
 
 
 def make_tables(
-    rows: Sequence[Row], published: Published, checkpoints: Path, against: str | None = None
+    rows: Sequence[Row],
+    published: Published,
+    checkpoints: Path,
+    against: str | None = None,
+    headings: Sequence[str] = (),
 ) -> Iterator[Table]:
     """For each dataset a table of methods by pairs, if there are several pairs, and for each pair a table of
     all measures.
@@ -82,32 +88,32 @@ def make_tables(
         published: the figures of the papers.
         checkpoints: folder in which `train_scratch.py` left the accuracy of students.
         against: label of a row; adds a column of the differences from it.
+        headings: the columns of the tables of measures, in this order; all if there are none.
 
     Raises:
-        UserError: there is no such row.
+        UserError: there is no such row or column.
     """
     if against is not None:
-        require_known(rows, against)
-    for dataset, of_dataset in _grouped(rows, lambda row: row.dataset):
-        by_pair = dict(_grouped(of_dataset, lambda row: row.pair))
-        yardsticks = {
-            pair: yardsticks_of(members, published, checkpoints) for pair, members in by_pair.items()
-        }
-        if len(by_pair) > 1:
-            yield _overview(dataset, by_pair, yardsticks, published)
+        require_known("runs of", [against], {row.label: row for row in rows})
+    for dataset, of_dataset in groupby(rows, lambda row: row.dataset):
+        by_pair = {pair: list(members) for pair, members in groupby(of_dataset, lambda row: row.pair)}
+        lines = {}
         for pair, members in by_pair.items():
-            yield _details(members, yardsticks[pair], published, against)
+            lines[pair] = _yardsticks(members, published, checkpoints)
+            lines[pair] += [_line(row, members, published, against) for row in members]
+        if len(by_pair) > 1:
+            yield _overview(dataset, _metric([row for members in by_pair.values() for row in members]), lines)
+        for pair, members in by_pair.items():
+            require_known("column", headings, lines[pair][-1])
+            shown = ["method", *headings] if headings else list(lines[pair][-1])
+            caption = f"{dataset}, {pair.words}: {_metric(members)} in %, balance, images, hours"
+            found = [line for line in lines[pair] if (line["last"], line["published"]) != ("-", "-")]
+            yield Table(caption, shown, [[line.get(heading, "") for heading in shown] for line in found])
 
 
-def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
-    found: dict[Any, list[Row]] = defaultdict(list)
-    for row in rows:
-        found[key(row)].append(row)
-    return list(found.items())
-
-
-def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) -> Yardsticks:
-    """The teacher of a pair, and its student trained on real images.
+def _yardsticks(rows: Sequence[Row], published: Published, checkpoints: Path) -> list[Line]:
+    """The teacher of a pair, and its student trained on real images, from the folder that `train_scratch.py`
+    left.
 
     Teachers with different `teacher_args` are different networks, each with its own figure. The student from
     scratch must have the same `student_args` as all rows.
@@ -116,27 +122,54 @@ def yardsticks_of(rows: Sequence[Row], published: Published, checkpoints: Path) 
     teachers: dict[Any, set[float]] = defaultdict(set)
     for row in rows:
         teachers[row.runs[0].setting("teacher_args")].update(row.values("teacher_top1"))
-    measured = " / ".join(spread(sorted(figures)) for figures in teachers.values() if figures)
     students = {row.runs[0].setting("student_args") for row in rows}
-    scratch = from_scratch(checkpoints, dataset, pair.student, *students) if len(students) == 1 else None
-    return {
-        "teacher": (measured or "-", number(published.of("teacher", dataset, pair))),
-        "student from scratch": (
-            number(scratch),
-            number(published.of("student_from_scratch", dataset, pair)),
-        ),
-    }
-
-
-def from_scratch(folder: Path, dataset: str, student: NetworkName, arguments: str | None) -> float | None:
-    """Accuracy of the student trained on real images, from the folder that `train_scratch.py` left; None if
-    there is no such folder or it is of a network with other arguments."""
-    folder /= f"{dataset}_{student.stem}.pth.training"
     try:
+        folder = checkpoints / f"{dataset}_{pair.student.stem}.pth.training"
         config, summary = (json.loads((folder / name).read_text("utf-8")) for name in (TRAINING, SUMMARY))
-        return float(summary["last_top1"]) if config.get("model_args") == arguments else None
+        scratch = float(summary["last_top1"]) if students == {config.get("model_args")} else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
+        scratch = None
+    measured = {
+        "teacher": " / ".join(spread(sorted(found)) for found in teachers.values() if found) or "-",
+        "student from scratch": number(scratch),
+    }
+    figures = [number(published.of(name, dataset, pair)) for name in ("teacher", "student_from_scratch")]
+    return [
+        {"method": name, "last": last, "published": figure}
+        for (name, last), figure in zip(measured.items(), figures, strict=True)
+    ]
+
+
+def _line(row: Row, members: Sequence[Row], published: Published, against: str | None) -> Line:
+    """All cells of a row; `members` are all rows of its pair."""
+    cells = {
+        "method": row.label,
+        "seeds": " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
+        "last": spread(row.values("last")),
+        "published": published.text(row.runs[0]),
+    }
+    if against is not None:
+        others = [one for one in members if one.label == against and one is not row]
+        differences = [value for other in others for value in seed_differences(row, other)]
+        cells[f"minus {against}"] = paired(differences).text if differences else "-"
+    for name, measure in (PROTOCOL | BALANCE | COST).items():
+        values = row.values(name)
+        if values and name in COST:
+            values = [mean(values)]  # without the deviation
+        cells[measure.heading] = spread(values, measure.pattern)
+    return cells
+
+
+def _overview(dataset: str, metric: str, by_pair: dict[Pair, list[Line]]) -> Table:
+    """A line for each method, a column for each pair."""
+    cells: dict[str, dict[Pair, str]] = defaultdict(dict)
+    for pair, lines in by_pair.items():
+        for line in lines:
+            figure = "" if line["published"] == "-" else f" [{line['published']}]"
+            cells[line["method"]][pair] = line["last"] + figure
+    caption = f"{dataset}: {metric} in % after the last epoch [published: best epoch; * other settings]"
+    found = [[name, *(of_name.get(pair, "-") for pair in by_pair)] for name, of_name in cells.items()]
+    return Table(caption, ["method", *map(str, by_pair)], found)
 
 
 def _metric(rows: Sequence[Row]) -> str:
@@ -147,71 +180,12 @@ def _metric(rows: Sequence[Row]) -> str:
     return "test accuracy" if accurate == {True} else "test accuracy (agreement in rows with that word)"
 
 
-def _overview(
-    dataset: str, by_pair: dict[Pair, list[Row]], yardsticks: dict[Pair, Yardsticks], published: Published
-) -> Table:
-    """A line for each method, a column for each pair."""
-
-    def cell(measured: str, figure: str) -> str:
-        return measured if figure == "-" else f"{measured} [{figure}]"
-
-    rows = [row for members in by_pair.values() for row in members]
-    found = {
-        (row.label, row.pair): cell(spread(row.values("last")), published.text(row.runs[0])) for row in rows
-    }
-    names = next(iter(yardsticks.values()))
-    lines = [[name, *(cell(*yardsticks[pair][name]) for pair in by_pair)] for name in names]
-    for label in dict.fromkeys(row.label for row in rows):
-        lines.append([label, *(found.get((label, pair), "-") for pair in by_pair)])
-    caption = (
-        f"{dataset}: {_metric(rows)} in % after the last epoch [published: best epoch; * other settings]"
-    )
-    return Table(caption, ["method", *map(str, by_pair)], lines)
-
-
-def _details(rows: Sequence[Row], yardsticks: Yardsticks, published: Published, against: str | None) -> Table:
-    """A line for each method on one pair, a column for each measure, and one for the differences from the row
-    `against`."""
-    other = next((row for row in rows if row.label == against), None)
-    columns: dict[str, Callable[[Row], str]] = {
-        "method": lambda row: row.label,
-        "seeds": lambda row: " ".join(str(seed) for seed in sorted(run.seed for run in row.runs)),
-        "last": lambda row: spread(row.values("last")),
-        "published": lambda row: published.text(row.runs[0]),
-    }
-    if against is not None:
-        columns[f"minus {against}"] = lambda row: _minus(row, other)
-    columns |= {measure.heading: _spreads(name, 2) for name, measure in PROTOCOL.items()}
-    columns |= {measure.heading: _spreads(name, 3) for name, measure in BALANCE.items()}
-    columns |= {measure.heading: _means(name, measure.pattern) for name, measure in COST.items()}
-    lines = [
-        [name, "", measured, figure, *[""] * (len(columns) - 4)]
-        for name, (measured, figure) in yardsticks.items()
-        if (measured, figure) != ("-", "-")
-    ]
-    lines += [[cell(row) for cell in columns.values()] for row in rows]
-    caption = f"{rows[0].dataset}, {rows[0].pair.words}: {_metric(rows)} in %, balance, images, hours"
-    return Table(caption, list(columns), lines)
-
-
-def _spreads(name: str, digits: int) -> Callable[[Row], str]:
-    return lambda row: spread(row.values(name), digits)
-
-
-def _means(name: str, pattern: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        values = row.values(name)
-        return pattern.format(mean(values)) if values else "-"
-
-    return cell
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
+def spread(values: Sequence[float], pattern: str = "{:.2f}") -> str:
     """Mean and standard deviation over seeds."""
     if not values:
         return "-"
-    text = f"{mean(values):.{digits}f}"
-    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+    text = pattern.format(mean(values))
+    return f"{text} ± {pattern.format(stdev(values))}" if len(values) > 1 else text
 
 
 class Difference(NamedTuple):
@@ -247,40 +221,28 @@ def paired(differences: Sequence[float]) -> Difference:
     return Difference(mean(differences), half, len(differences))
 
 
-def _minus(row: Row, other: Row | None) -> str:
-    """The cell of a row's difference from another."""
-    found = seed_differences(row, other) if other and row is not other else []
-    return paired(found).text if found else "-"
-
-
-def require_known(rows: Sequence[Row], *names: str) -> None:
+def require_known(kind: str, names: Sequence[str], known: Collection[str]) -> None:
     """Raises:
-    UserError: no row has such a label.
+    UserError: one of the names is not known.
     """
-    known = sorted({row.label for row in rows})
     for name in names:
         if name not in known:
             hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-            raise UserError(f"no runs of {name}{hint}")
+            raise UserError(f"no {kind} {name}{hint}")
 
 
 def compare(rows: Sequence[Row], first: str, second: str) -> str:
-    """The mean difference of two methods in the last epoch's accuracy over the seeds they share, with its
-    95 % confidence interval (Student's t, paired): a line for each dataset and pair.
-
-    Args:
-        rows: from `collect`.
-        first, second: labels of rows.
+    """The mean difference of two rows over the seeds they share, see `paired`: a line for each dataset and
+    pair.
 
     Raises:
-        UserError: there is no such method, or none of their runs share a seed.
+        UserError: there is no such row, or none of their runs share a seed.
     """
-    require_known(rows, first, second)
+    require_known("runs of", [first, second], {row.label: row for row in rows})
     lines = []
-    for (dataset, pair), members in _grouped(rows, lambda row: (row.dataset, row.pair)):
-        by_label = {row.label: row for row in members}
-        both = first in by_label and second in by_label
-        differences = seed_differences(by_label[first], by_label[second]) if both else []
+    for (dataset, pair), members in groupby(rows, lambda row: (row.dataset, row.pair)):
+        both = {row.label: row for row in members if row.label in (first, second)}
+        differences = seed_differences(both[first], both[second]) if {first, second} == both.keys() else []
         if differences:
             found = paired(differences)
             text = f"{dataset}, {pair.words}: {first} minus {second}: {found.mean:+.2f} points"
@@ -290,26 +252,6 @@ def compare(rows: Sequence[Row], first: str, second: str) -> str:
     if not lines:
         raise UserError(f"{first} and {second} share no seed on any pair: run both with the same --seed")
     return "\n".join(lines) + "\n"
-
-
-def by_accuracy(rows: Sequence[Row]) -> list[Row]:
-    """Rows of each pair, the highest mean of the last epoch's accuracy first."""
-    return sorted(rows, key=lambda row: (row.dataset, str(row.pair), -mean(row.values("last"))))
-
-
-def only(table: Table, headings: Sequence[str]) -> Table:
-    """A table with the first column and only these others, in this order.
-
-    Raises:
-        UserError: it has no such column.
-    """
-    for heading in headings:
-        if heading not in table.headings:
-            hint = did_you_mean(heading, table.headings) or f"; there are: {', '.join(table.headings)}"
-            raise UserError(f"no column {heading!r}{hint}")
-    places = [0, *map(table.headings.index, headings)]
-    chosen = [[line[place] for place in places] for line in (table.headings, *table.lines)]
-    return Table(table.caption, chosen[0], chosen[1:])
 
 
 def as_text(table: Table) -> str:
@@ -346,8 +288,8 @@ RENDER: dict[str, Callable[[Table], str]] = {"text": as_text, "markdown": as_mar
 
 def as_csv(rows: Sequence[Row], published: Published) -> str:
     """For other programs: a line for each method and pair, with means and standard deviations as numbers."""
-    first = {"last": "last", "best": "best", "teacher": "teacher_top1"}
-    measures = first | {name: name for name in (*PROTOCOL, *BALANCE, *COST, "seconds") if name not in first}
+    measures = {"last": "last", "best": "best", "teacher": "teacher_top1"}
+    measures |= {name: name for name in (*PROTOCOL, *BALANCE, *COST, "seconds")}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     headings = [f"{name}_{kind}" for name in measures for kind in ("mean", "std")]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from datafree.cli import parser as cli
 from datafree.errors import UserError
-from datafree.results.published import SWEEPS, SWEPT_DATASET, SWEPT_PAIR, Published, Sweep
+from datafree.results.published import SWEPT_DATASET, SWEPT_PAIR, Published, Sweep
 from datafree.results.read import FinishedRun, differing, find_runs
 
 FOLDER = Path(__file__).resolve().parent
@@ -71,10 +71,10 @@ def run() -> None:
     if len(places) > 1:
         named = ", ".join(sorted(f"{pair} on {dataset}" for dataset, pair in places))
         raise UserError(f"the runs are of several pairs ({named}): give those of one")
-    overlays = {name: points_of(runs, sweep) for name, sweep in SWEEPS.items()}
+    sweeps = Published().sweeps
+    overlays = {name: points_of(runs, sweep) for name, sweep in sweeps.items()}
     if runs and not any(overlays.values()):
         raise UserError("none of the runs is of whole BSR with oh_step 0.1 or oh_memory_size 8")
-    published = Published()
 
     # Imported late, so that --help and wrong flags are answered at once.
     import matplotlib.pyplot as plt
@@ -84,18 +84,17 @@ def run() -> None:
 
     style.use()
     args.output.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, len(SWEEPS), figsize=(10.5, 3.1))
+    figure, axes = plt.subplots(1, len(sweeps), figsize=(10.5, 3.1))
     handles: list[Artist] = []
-    for axis, (name, sweep) in zip(axes, SWEEPS.items(), strict=True):
-        values, accuracies = published.sweep(name)
-        write_csv(args.output / f"{name}.csv", "value,accuracy", zip(values, accuracies, strict=True))
-        lines: list[Artist] = axis.plot(
-            values, accuracies, "o-", color=style.COLORS[0], markersize=4, label="published, best epoch"
-        )
+    for axis, (name, sweep) in zip(axes, sweeps.items(), strict=True):
+        published = zip(sweep.x, sweep.accuracy, strict=True)
+        write_csv(args.output / f"{name}.csv", "value,accuracy", published)
+        label, color = "published, best epoch", style.COLORS[0]
+        lines: list[Artist] = axis.plot(sweep.x, sweep.accuracy, "o-", color=color, markersize=4, label=label)
         title = f"{sweep.title}  ({sweep.held} {sweep.value:g})"
         axis.set(title=title, xlabel=sweep.varied, ylabel="test accuracy, %")
         fine = "fine" in name
-        overlay = [point for point in overlays[name] if not fine or values[0] <= point.value <= values[-1]]
+        overlay = [point for point in overlays[name] if not fine or sweep.x[0] <= point.value <= sweep.x[-1]]
         (args.output / f"{name}_runs.csv").unlink(missing_ok=True)  # of an earlier call
         if overlay:
             write_csv(args.output / f"{name}_runs.csv", "value,mean,std,seeds", overlay)
