@@ -210,7 +210,7 @@ def test_bad_input_of_figures_gets_one_line(runs, tmp_path):
     refused(f"{POINTS} {bsr} --features teacher --feature_layer fc", "is for --features student")
     refused(f"{POINTS} {bsr} --feature_layer fx", "has no such layer, did you mean fc?")
     refused(f"{POINTS} {bsr} {bsr}", "as many different --tags")
-    refused("show_result/removed.py bsr bsr", "name another run as judge")
+    refused(f"show_result/removed.py {bsr} {bsr}", "name another run as judge")
     refused(f"show_result/removed.py {runs}/Basic {bsr}", "Basic has no IHO")
     for seed, epochs in ((0, 420), (1, 5)):
         write_run(tmp_path / f"sweep/{seed}", seed, 94.0, epochs=epochs)
