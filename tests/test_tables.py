@@ -12,7 +12,7 @@ from conftest import run_here
 from helpers import assert_refused, write_metrics, write_run, write_training
 from scipy import stats
 
-from datafree.results.measures import BALANCE
+from datafree.results.read import BALANCE
 from datafree.runs import distil
 
 

@@ -14,16 +14,14 @@ from datafree.results.published import Published
 from datafree.results.read import find_runs
 from datafree.results.tables import RENDER, as_csv, collect, compare, make_tables
 
-FORMATS = (*RENDER, "csv")
-
 
 def build_parser() -> cli.Parser:
     parser = cli.Parser("Tables of finished runs, with seeds, spread and the published figures.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of runs")
-    parser.add_argument("--format", choices=FORMATS, default="text", help="format of the tables")
+    parser.add_argument("--format", choices=(*RENDER, "csv"), default="text", help="format of the tables")
     parser.add_argument("--output", type=Path, help="file to write (default: the terminal)")
-    compare = "print the mean difference of two rows over the seeds they share"
-    parser.add_argument("--compare", nargs=2, metavar=("ROW", "OTHER"), help=compare)
+    shared = "print the mean difference of two rows over the seeds they share"
+    parser.add_argument("--compare", nargs=2, metavar=("ROW", "OTHER"), help=shared)
     against = "add a column with each row's mean difference from this one, paired by seed"
     parser.add_argument("--against", metavar="ROW", help=against)
     adds = "print what each of DLW, BLG and IHO adds instead; needs runs of all eight variants"
@@ -31,11 +29,8 @@ def build_parser() -> cli.Parser:
     columns = 'only these columns, such as "seeds,last,stored" (default: all)'
     parser.add_argument("--columns", default="", metavar="NAME,...", help=columns)
     parser.add_argument("--sort", action="store_true", help="highest accuracy of the last epoch first")
-    where, left = (
-        Path("checkpoints/pretrained"),
-        "where train_scratch.py left the accuracy of students from scratch",
-    )
-    parser.add_argument("--checkpoints", type=Path, default=where, help=left)
+    scratch = "where train_scratch.py left the accuracy of students from scratch"
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints/pretrained"), help=scratch)
     return parser
 
 
@@ -45,11 +40,10 @@ def render(args: argparse.Namespace) -> str:
     Raises:
         UserError: there are no such runs, rows or columns.
     """
-    if args.format == "csv" and (args.compare or args.against or args.columns or args.effects):
-        raise UserError(
-            "CSV always has every column: leave out --compare, --against, --columns and --effects"
-        )
-    if args.effects and (args.compare or args.against or args.columns or args.sort):
+    others = args.compare or args.against or args.columns
+    if args.format == "csv" and (others or args.effects):
+        raise UserError("CSV has every column: leave out --compare, --against, --columns and --effects")
+    if args.effects and (others or args.sort):
         raise UserError(
             "--effects prints a different table: leave out --compare, --against, --columns and --sort"
         )

@@ -34,10 +34,10 @@ def _of_pair(rows: Sequence[Row]) -> Table:
     by_variant: dict[frozenset[str], Row] = {}
     for row in rows:
         on = frozenset(name for name in COMPONENTS if row.runs[0].setting(name))
-        same = by_variant.setdefault(on, row)
-        if same is not row:
-            both = f"{same.label} and {row.label}"
+        if on in by_variant:
+            both = f"{by_variant[on].label} and {row.label}"
             raise UserError(f"--effects: {both} have the same components: leave one out")
+        by_variant[on] = row
     missing = [_words(on) for on in VARIANTS if on not in by_variant]
     if missing:
         raise UserError(f"--effects needs all eight variants, and there are no runs of {', '.join(missing)}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, pstdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from datafree.errors import UserError
 from datafree.methods import METHODS
@@ -24,6 +24,36 @@ DROPPED = {"label_conditional": False, "sampling": "uniform", "evict": "oldest",
 DEFAULTS = {**{one.name: one.default for one in FIELDS}, **DROPPED}
 NEEDED = {"teacher": str, "student": str, "method": str, "dataset": str, "seed": int}
 LAST = {"test_top1": "last_top1", "holdout_agreement": "last_holdout_agreement"}  # by `judged_by`
+
+
+class Measure(NamedTuple):
+    """How tables and reports name a figure of a run."""
+
+    heading: str  # of a column
+    words: str  # where there is room
+    pattern: str = "{:.2f}"  # of a figure
+
+
+PROTOCOL = {  # by the names in `FinishedRun.figures`
+    "last_fifth_mean": Measure("last fifth", "mean of the last fifth of the epochs"),
+    "last_fifth_deviation": Measure("± epochs", "deviation over these epochs"),
+    "best": Measure("best", "best epoch (chosen on test data)"),
+    "best_minus_last": Measure("best - last", "best epoch minus last"),
+    "last_test_agreement": Measure("test agreement", "agreement with the teacher on test images"),
+}
+BALANCE = {  # also by the names in `summary.json` and `metrics.jsonl`
+    "count_variation": Measure("count variation", "variation of class counts", "{:.3f}"),
+    "count_entropy": Measure("count entropy", "entropy of class counts", "{:.3f}"),
+    "lof_relative_iqr": Measure("LOF spread", "LOF: IQR over median", "{:.3f}"),
+    "lof_outside_share": Measure("LOF outside", "LOF: share outside the whiskers", "{:.3f}"),
+    "margin": Measure("margin", "confidence margin", "{:.3f}"),
+}
+COST = {
+    "images_made": Measure("made", "images generated", "{:,.0f}"),
+    "images_stored": Measure("stored", "images stored at the end", "{:,.0f}"),
+    "hours_synthesis": Measure("synthesis hours", "hours of synthesis"),
+    "hours": Measure("hours", "hours in all"),
+}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from datafree.results import report_figures as figures
 from datafree.results import style
-from datafree.results.measures import BALANCE, COST, PROTOCOL
-from datafree.results.read import FinishedRun
+from datafree.results.read import BALANCE, COST, PROTOCOL, FinishedRun
 from datafree.results.report_figures import ReportRun
 
 SAMPLES_CAPTION = (

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from datafree.errors import UserError, did_you_mean
 from datafree.networks.names import Pair
-from datafree.results.measures import BALANCE, COST, PROTOCOL
 from datafree.results.published import Published, number
-from datafree.results.read import FinishedRun, differing
+from datafree.results.read import BALANCE, COST, PROTOCOL, FinishedRun, differing
 from datafree.runs.files import SUMMARY, TRAINING
 
 
