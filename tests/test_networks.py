@@ -95,7 +95,7 @@ def test_any_teacher_is_distilled_and_its_student_exported(kind, cwd):
     session = onnxruntime.InferenceSession(str(cwd / "out/export/student.onnx"))
     logits = session.run(None, {"image": images.numpy()})[0]
     assert logits.argmax(1).tolist() == expected.argmax(1).tolist()
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
     card = (cwd / "out/export/model_card_onnx.md").read_text()
     assert "This is not accuracy" in card
     assert f"| student | {student} |" in card
@@ -115,13 +115,13 @@ def test_the_file_of_a_students_network_runs_only_where_it_is_named(cwd):
 def test_the_second_example_of_the_readme(cwd):
     """One grey channel, no data; the student is scored on the real test digits afterwards."""
     grey = f"{ROOT}/examples/grey.py:Grey"
-    train = "--epochs 5 --batch_size 64 --lr 0.1 --wd 5e-4 --output grey.pth --device cpu"
+    train = "--epochs 12 --batch_size 64 --lr 0.1 --wd 5e-4 --output grey.pth --device cpu"
     succeed(f"train_scratch.py --dataset digits --model {grey} {train}", cwd=cwd)
     student = f"--student {grey} --student_args width=12 --save_dir out --device cpu"
-    steps = "--epochs 10 --warmup 2 --kd_steps 20 --ep_steps 20 --batch_size 64 --g_steps 4"
+    steps = "--epochs 18 --warmup 4 --kd_steps 40 --ep_steps 40 --batch_size 64 --g_steps 5"
     succeed(f"bsr_main.py --dataset none --teacher {grey} --teacher_ckpt grey.pth {student} {steps}", cwd=cwd)
     scored = succeed(f"bsr_main.py --dataset digits --evaluate_only {student}", cwd=cwd)
-    assert float(re.search(r": ([\d.]+) % \(", scored)[1]) >= 80, scored
+    assert float(re.search(r": ([\d.]+) % \(", scored)[1]) >= 90, scored
 
 
 def test_a_few_labelled_images_give_accuracy_beside_agreement(cwd):

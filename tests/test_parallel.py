@@ -129,7 +129,8 @@ def spare(num_classes):
 
 def test_held_out_samples_a_layer_that_is_never_called_and_one_sample_to_learn_from(tmp_path):
     (tmp_path / "spare.py").write_text(SPARE)
-    networks = f"{DIGITS} --dataset none --img_size 32 --student spare.py:spare"
+    write_teacher(tmp_path / "teacher.pth")
+    networks = f"{DIGITS} --dataset none --img_size 32 --teacher_ckpt teacher.pth --student spare.py:spare"
     command = f"{networks} --max_samples 1 --save_dir one"
     done = torchrun(tmp_path, command)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ NO_DATA = "--data_root nowhere --teacher wrn16_1 --student wrn16_1 --teacher_ckp
 STUDENT = "--student mobilenetv2"  # it has dropout, which draws from torch's global generator
 
 
-def write_cifar10(root: Path, images_per_file: int = 8):
+def write_cifar10(root: Path, images_per_file: int = 20):
     """CIFAR-10 in its original format, with random images."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)

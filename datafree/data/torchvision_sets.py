@@ -57,7 +57,8 @@ def _mnist(source: type[datasets.MNIST], root: Path, split: str) -> ImageSet:
 
 
 def _svhn(_source: type[datasets.SVHN], root: Path, split: str) -> ImageSet:
-    content = loadmat(root / f"{split}_32x32.mat")
+    with open(root / f"{split}_32x32.mat", "rb") as file:
+        content = loadmat(file)
     images = torch.from_numpy(content["X"].transpose(3, 2, 0, 1))
     labels = torch.from_numpy(content["y"].ravel().astype(np.int64)) % 10  # 10 stands for the digit 0
     return in_memory(images, labels, [str(digit) for digit in range(10)])

@@ -58,10 +58,7 @@ def test_no_connection_is_opened_by_what_reads_a_run(cwd, monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [
-        ("--lr 1e9 --warmup 0", "try a lower --lr\n"),
-        ("--std 1e-300", "--std 1e-300 has a value that is not 1e-06 or more"),
-    ],
+    [("--lr 1e9 --warmup 0", "try a lower --lr\n"), ("--std 1e-300", "--std 1e-300 has a value below 1e-06")],
 )
 def test_messages_blame_what_is_to_blame(flags, message, cwd):
     assert_refused(run_here(f"{DIGITS} --save_dir new {flags}", cwd=cwd), message)
