@@ -13,7 +13,7 @@ def network(width: int) -> nn.Module:
 
 
 def show(row: dict) -> None:
-    print(f"epoch {row['epoch'] + 1}: agreement {row['test_top1']:.1f} %")
+    print(f"epoch {row['epoch'] + 1}: agreement {row['holdout_agreement']:.1f} %")
 
 
 torch.manual_seed(0)
