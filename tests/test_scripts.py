@@ -156,7 +156,7 @@ def test_published_commands_word_for_word_with_a_few_steps(tmp_path):
     """Train a teacher, then perform BSR; the training images are gone by then, and are not missed."""
     write_cifar10(tmp_path / "data")
     train = "train_scratch.py --model resnet34 --dataset cifar10 --batch-size 64 --lr 0.1 --data_root data"
-    succeed(f"{train} --epochs 1 --batch-size 8 --device cpu", cwd=tmp_path)
+    succeed(f"{train} --epochs 1 --batch-size 8 --lr 0.001 --device cpu", cwd=tmp_path)
     assert (tmp_path / "checkpoints/pretrained/cifar10_resnet34.pth").is_file()
     for path in (tmp_path / "data").rglob("data_batch_*"):
         path.unlink()
