@@ -1,7 +1,6 @@
 """Augmentation: crops and flips pixel for pixel, views by number, normalisation."""
 
 import numpy as np
-import pytest
 import torch
 from helpers import NORMALIZE
 from torch.nn import functional as F
@@ -31,17 +30,6 @@ def test_small_images_are_padded_cropped_and_flipped_pixel_for_pixel(rng):
     assert 16 < sum(w[0] % 2 for w in which) < 48  # about half are mirrored
     unflipped = Augment(PLAIN, flip=False).warp(image.expand(64, -1, -1, -1), rng)
     assert all((possible[::2] == result).flatten(1).all(1).any() for result in unflipped)
-
-
-@pytest.mark.parametrize("size", [32, 48])
-@pytest.mark.parametrize("flip", [True, False])
-def test_stored_images_are_augmented_like_others(size, flip, rng):
-    images = torch.randint(0, 256, (16, 3, size, size), generator=rng, dtype=torch.uint8)
-    augment = Augment(Normalize((0.1, 0.2, 0.3), (0.5, 0.25, 0.125)), flip)
-    state = rng.get_state()
-    stored = augment(images, rng)
-    rng.set_state(state)
-    assert torch.equal(stored, augment(images.float() / 255, rng))
 
 
 def test_crops_equal_kornias(rng):

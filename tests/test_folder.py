@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -116,21 +115,6 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
         run.truncate_metrics(2, 5)
         lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [2, 3, 4]
-
-
-def test_a_copy_by_hard_links_does_not_change_with_the_original(tmp_path):
-    log = SampleLog(tmp_path / "out/samples.bin", (3, 4, 4), 5)
-    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
-    with opened(tmp_path / "out") as run:
-        log.append(samples(images, torch.tensor([1, 2, 3]), torch.randn(3, 5), torch.rand(3)))
-        run.log("first")
-    subprocess.run(["cp", "-al", "out", "copy"], cwd=tmp_path, check=True)
-    before = files(tmp_path / "copy")
-    log.truncate(1)
-    with opened(tmp_path / "out") as run:
-        run.log("more")
-    assert files(tmp_path / "copy") == before
-    assert len((tmp_path / "out/samples.bin").read_bytes()) == len(before[tmp_path / "copy/samples.bin"]) // 3
 
 
 def test_a_sample_log_knows_its_checksum_after_it_was_continued(tmp_path):

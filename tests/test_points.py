@@ -14,7 +14,6 @@ from PIL import Image
 
 from datafree import models
 from datafree.data.augment import Normalize
-from datafree.errors import UserError
 from datafree.results.read import read_run
 from datafree.results.stored import read_samples
 from datafree.runs.files import SAMPLES
@@ -124,22 +123,6 @@ def test_published_points_are_drawn_in_the_papers_order_beside_ones_own(tmp_path
     for name in ("ablation_points", "ablation_counts"):
         assert Image.open(tmp_path / f"{name}.png").width > 600
         assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_points_without_arguments_are_of_the_finished_runs_in_the_papers_order(runs, tmp_path):
-    with pytest.raises(UserError, match=r"scripts/ablation.sh"):
-        show_points_ablation.finished_runs(tmp_path)
-    for folder in ("run/ablation/one", "run/ablation/two", "run/other"):
-        shutil.copytree(runs / "bsr", tmp_path / folder)
-    config = tmp_path / "run/ablation/two/config.json"
-    config.write_text(config.read_text().replace('"dlw": true', '"dlw": false'))
-    found = show_points_ablation.finished_runs(tmp_path)
-    assert list(found) == ["BLG+IHO", "BSR"]
-    (tmp_path / "run/ablation/two/summary.json").unlink()
-    assert list(show_points_ablation.finished_runs(tmp_path)) == ["BSR"]
-    shutil.rmtree(tmp_path / "run/ablation")
-    shutil.copytree(runs / "bsr", tmp_path / "run/again")
-    assert sorted(show_points_ablation.finished_runs(tmp_path)) == ["again", "other"]
 
 
 def test_the_published_sweep_is_drawn_with_runs_laid_over(tmp_path):

@@ -5,22 +5,12 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import soak
 import torch
 from conftest import ROOT, run_here, succeed
-from helpers import (
-    DIGITS,
-    assert_refused,
-    assert_same_files,
-    distiller,
-    flags,
-    metrics,
-    write_folder,
-    write_teacher,
-)
+from helpers import DIGITS, assert_refused, assert_same_files, metrics, write_folder, write_teacher
 from processes import start, stop_after
 
 from datafree.torch_utils import checkpoint
@@ -164,26 +154,3 @@ def test_the_number_of_workers_changes_nothing(cwd):
         succeed(f"{COMMON} {more}", cwd=cwd)
     assert metrics(cwd / "0") == metrics(cwd / "3")
     assert_same_files(cwd / "0/student.pth", cwd / "3/student.pth")
-
-
-def test_memory_and_file_handles_stay_as_they_are_over_a_thousand_epochs(tmp_path):
-    words = "--epochs 1200 --warmup 0 --kd_steps 1 --ep_steps 1 --batch_size 8 --g_steps 1 --lr 1e-3".split()
-    made = distiller(flags(*words, "--max_samples", 200))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-
-    def resident():
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd"))
-
-    for epoch in range(1200):
-        made.run_epoch(epoch)
-        if epoch % 50 == 0:
-            checkpoint.save(made.state_dict(), tmp_path / "checkpoint.pth", keep_previous=True)
-        if epoch == 500:
-            before, handles = resident()
-    torch.set_num_threads(threads)
-    after, handles_after = resident()
-    assert len(made.distiller.repository) <= 200
-    assert after - before < 10
-    assert handles_after <= handles
