@@ -65,7 +65,7 @@ def test_the_generator_is_drawn_anew_once_and_only_its_first_layers_or_its_batch
             continue
         bn = isinstance(layer, nn.BatchNorm2d)
         if bn if reset == "reset_bn" else name in ("l1.0", "conv_blocks.0"):
-            assert abs(layer.weight.mean() - (reset == "reset_bn")) < 0.01, name
+            assert abs(layer.weight.mean() - int(reset == "reset_bn")) < 0.01, name
             assert 0.017 < layer.weight.std() < 0.023 or len(layer.weight) < 100, name
             assert not layer.bias.any()
         else:
